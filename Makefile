@@ -1,0 +1,33 @@
+# make audit   the shipped audit of the miniature, with a report
+# make test    the default tests
+# make check   ruff, formatting, mypy
+#
+# The first of them makes .venv; on Linux without a GPU, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# to get PyTorch without CUDA.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: audit test check clean
+
+audit: $(READY)
+	$(BIN)/palimpsest audit
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -m "not slow"
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+
+# The stamp is written last: a set-up that was interrupted starts again, one that is done is not repeated.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@

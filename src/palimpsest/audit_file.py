@@ -1,0 +1,168 @@
+"""An audit from one TOML file or from flags, wholly checked before any model is opened."""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from palimpsest.attacks import ATTACKS
+from palimpsest.attacks.base import BUDGETS, Budget
+from palimpsest.component import Component, build
+from palimpsest.concept_file import check_concept, check_table, find_concept, read_table
+from palimpsest.erasers import ERASERS
+from palimpsest.errors import BadAudit, unknown
+from palimpsest.judges import JUDGES
+from palimpsest.model import Sampling
+from palimpsest.protocol import Audit, Keep, Precision, as_toml
+from palimpsest.records import Concept
+from palimpsest.utility import MEASURES
+
+FOLDER = Path(__file__).parent / "audits"
+MINIATURE = "miniature"
+STEPS = {"quick": 15}
+"""A picture's steps by budget, where the audit does not say; 25 for all others."""
+
+Spec = str | dict[str, Any]
+"""A part: ``name``, ``name:setting=value,...`` or a table with its name and settings."""
+PartT = TypeVar("PartT", bound=Component)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """An audit as it is written down, with what goes without saying."""
+
+    concepts: tuple[Spec, ...]
+    erasers: tuple[Spec, ...]
+    attacks: tuple[Spec, ...] = ("direct", "random_prefix", "unlearn_diff")
+    judges: tuple[Spec, ...] = ()
+    """None: the miniature's own, for the miniature."""
+    measures: tuple[Spec, ...] = ("neighbours",)
+    name: str = "audit"
+    base: str = MINIATURE
+    download: bool = False
+    goals: int = 20
+    budget: str | dict[str, int] = "standard"
+    sampling: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    batch: int | None = None
+    precision: Precision = "fp32"
+    keep: Keep = "hits"
+
+
+def load_audit(source: str | Path, changes: Mapping[str, Any] | None = None) -> Audit:
+    """The audit of a TOML file, or the shipped one of that name; ``changes`` go before what the file says."""
+    path = Path(source)
+    if path.suffix != ".toml":
+        shipped = {path.stem: path for path in FOLDER.glob("*.toml")}
+        if str(source) not in shipped:
+            raise unknown("audit", str(source), shipped)
+        path = shipped[str(source)]
+    return make_audit({"name": path.stem, **read_table(path, BadAudit), **(changes or {})}, where=str(source))
+
+
+def make_audit(table: Mapping[str, Any], *, where: str = "audit") -> Audit:
+    """The audit that a table describes; its concepts and parts may also be given ready made."""
+    plain = {key: as_toml(value) for key, value in table.items()}
+    written = check_table(_Written, plain, where=where, error=BadAudit)
+    for key, least in (("goals", 1), ("seed", 0), ("batch", 1)):
+        value = getattr(written, key)
+        if value is not None and value < least:
+            raise BadAudit(f"{where}: expected {key} >= {least}, got {value}")
+    judges = table.get("judges", ())
+    if not judges and written.base == MINIATURE:
+        judges = (MINIATURE, f"{MINIATURE}_second")
+    audit = Audit(
+        name=written.name,
+        base=written.base,
+        download=written.download,
+        concepts=tuple(_concept(entry, where) for entry in table["concepts"]),
+        erasers=_parts("eraser", ERASERS, table["erasers"]),
+        attacks=_parts("attack", ATTACKS, table.get("attacks", written.attacks)),
+        judges=_parts("judge", JUDGES, judges),
+        measures=_parts("measure", MEASURES, table.get("measures", written.measures)),
+        goals=written.goals,
+        budget=_budget(written.budget, where),
+        sampling=_sampling(written, where),
+        seed=written.seed,
+        batch=written.batch,
+        precision=written.precision,
+        keep=written.keep,
+    )
+    _check(audit, where)
+    return audit
+
+
+def _check(audit: Audit, where: str) -> None:
+    for what, names in (
+        ("concept", [concept.name for concept in audit.concepts]),
+        ("eraser", [eraser.label for eraser in audit.erasers]),
+        ("attack", [attack.label for attack in audit.attacks]),
+        ("judge", [judge.label for judge in audit.judges]),
+    ):
+        if not names:
+            raise BadAudit(f"{where}: expected at least one {what}, got none")
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise BadAudit(f"{where}: expected each {what} once, got {min(twice)!r} more than once")
+    for judge in audit.judges:
+        for concept in audit.concepts:
+            judge.threshold(concept)  # raises UnknownName for a concept that the judge cannot see
+
+
+def parse_spec(text: str) -> dict[str, Any]:
+    """``name``, ``name:setting=value,...`` or, for a part that has a path, ``name=path``, as a table.
+
+    A value is read as TOML reads it; a bare word is a string.
+    """
+    name = re.split("[:=]", text, maxsplit=1)[0]
+    rest = text[len(name) :]
+    if rest.startswith("="):
+        return {"name": name, "path": rest[1:]}
+    settings = {}
+    for setting in re.split(r",(?![^\[]*\])", rest[1:]) if rest else []:  # a comma in brackets is part of a list
+        key, equals, value = (piece.strip() for piece in setting.partition("="))
+        if not key or not equals:
+            raise BadAudit(f"expected name:setting=value,..., got {text!r}")
+        settings[key] = _value(value)
+    return {"name": name, **settings}
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _parts(what: str, known: Sequence[type[PartT]], entries: Sequence[PartT | Spec]) -> tuple[PartT, ...]:
+    return tuple(
+        entry
+        if isinstance(entry, Component)
+        else build(what, known, parse_spec(entry) if isinstance(entry, str) else entry)
+        for entry in entries
+    )
+
+
+def _concept(entry: Concept | Spec, where: str) -> Concept:
+    if isinstance(entry, str):
+        return find_concept(entry)
+    return check_concept(as_toml(entry), where=where)
+
+
+def _budget(written: str | dict[str, int], where: str) -> Budget:
+    if isinstance(written, str):
+        if written not in BUDGETS:
+            raise unknown("budget", written, BUDGETS)
+        return BUDGETS[written]
+    budget = check_table(Budget, written, where=f"{where}, budget", error=BadAudit)
+    if min(budget.looks, budget.passes) < 1:
+        raise BadAudit(f"{where}: expected a budget of at least one look and one pass, got {written}")
+    return budget
+
+
+def _sampling(written: _Written, where: str) -> Sampling:
+    settings = dict(written.sampling)
+    if isinstance(written.budget, str) and written.budget in STEPS:
+        settings.setdefault("steps", STEPS[written.budget])
+    return check_table(Sampling, settings, where=f"{where}, sampling", error=BadAudit)

@@ -1,0 +1,79 @@
+"""A part of an audit whose settings are its fields."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from palimpsest.errors import BadSetting, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """Base of erasers, attacks, judges and measures: a frozen dataclass whose fields are the settings.
+
+    Subclasses are decorated with ``@dataclass(frozen=True, kw_only=True)``, set ``name`` and check ranges
+    in ``__post_init__`` with ``BadSetting``.
+    """
+
+    name: ClassVar[str] = ""
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """``{"name": ..., setting: value, ...}``: rebuilds the part; every setting is written out."""
+        return {"name": self.name} | dataclasses.asdict(self)
+
+    @property
+    def label(self) -> str:
+        """The name, and the settings that differ from their defaults: ``esd(variant=u)``."""
+        changed = [
+            f"{field.name}={getattr(self, field.name)}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != _default(field)
+        ]
+        return f"{self.name}({','.join(changed)})" if changed else self.name
+
+
+PartT = TypeVar("PartT", bound=Component)
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def find(what: str, parts: Sequence[type[PartT]], name: str) -> type[PartT]:
+    """The class called ``name``; raises ``UnknownName``, which lists those that there are."""
+    for part in parts:
+        if part.name == name:
+            return part
+    raise unknown(what, name, (part.name for part in parts))
+
+
+def build(what: str, parts: Sequence[type[PartT]], spec: str | Mapping[str, Any]) -> PartT:
+    """The part that ``spec`` (a name, or a table with ``name`` and settings) describes.
+
+    Raises ``UnknownName`` for a name, ``BadSetting`` for a setting that is unknown or of the wrong type.
+    """
+    settings: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        raise BadSetting(f"expected a table with the {what}'s name, got {dict(spec) if not isinstance(spec, str) else spec}")
+    part = find(what, parts, name)
+    fields = {field.name for field in dataclasses.fields(part)}
+    for setting in settings:
+        if setting not in fields:
+            raise BadSetting(f"{what} {name!r} has no setting {setting!r}; there are: {', '.join(sorted(fields)) or 'none'}")
+    # JSON mode is strict about types (a string is no number) and lenient about tuples written as lists.
+    checked = with_config(ConfigDict(strict=True, allow_inf_nan=False))(part)
+    try:
+        import json
+
+        return TypeAdapter(checked).validate_json(json.dumps(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"])
+        raise BadSetting(f"{what} {name!r}, setting {where!r}: {first['msg']}, got {first['input']!r}") from None

@@ -1,0 +1,28 @@
+"""What every eraser is."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from palimpsest.component import Component
+from palimpsest.model import Model
+from palimpsest.records import Concept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eraser(Component):
+    """Makes a model forget concepts."""
+
+    def erase(self, model: Model, concepts: Sequence[Concept], *, random: torch.Generator) -> Model:
+        """The erased model; ``model`` is left as it is. All randomness comes from ``random``."""
+        last = model
+        for _, last in self.stages(model, concepts, random=random):
+            pass
+        return last
+
+    def stages(
+        self, model: Model, concepts: Sequence[Concept], *, random: torch.Generator
+    ) -> Iterator[tuple[int, Model]]:
+        """(iterations done, model so far) on the way to the end, the end included; for persistence curves."""
+        raise NotImplementedError

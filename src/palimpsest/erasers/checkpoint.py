@@ -1,0 +1,170 @@
+"""A model that somebody else has erased."""
+
+import pickle
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from palimpsest.erasers.base import Eraser
+from palimpsest.errors import BadCheckpoint, BadSetting
+from palimpsest.model import Model
+from palimpsest.records import Concept
+
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+PARTS = ("unet", "text_encoder")
+DAMAGED = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+"""What PyTorch raises on a file that is cut short or no PyTorch file at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Eraser):
+    """Takes the erased weights from a file or folder, and nothing on trust.
+
+    ``path`` is a diffusers folder (the whole pipeline), or the state dict of a denoiser, a text encoder or both, in
+    safetensors or in PyTorch's format, read with ``weights_only=True``: no code in it is run. Keys are those of the
+    bare network, or begin with ``unet.`` or ``text_encoder.``. Every key must name a weight of the base and have its
+    shape; each one that does not is named. A part that the file has weights of must be covered wholly, unless
+    ``partial`` says that the file holds only what was changed: a lost weight would else pass for an erased one.
+    """
+
+    name = "checkpoint"
+
+    path: str
+    """A diffusers folder, or a file: .safetensors, .pt, .pth, .bin, .ckpt."""
+    partial: bool = False
+    """The file holds only the changed weights (as ESD and UCE save them); the base keeps the rest."""
+
+    def __post_init__(self) -> None:
+        """Refuses a path at which nothing can be read, before any model is opened."""
+        if not Path(self.path).exists():
+            raise BadSetting(f"{self.name}: expected the path of a file or folder, got {self.path!r}: no such file")
+        if not Path(self.path).is_dir() and Path(self.path).suffix not in (".safetensors", *PICKLED):
+            raise BadSetting(
+                f"{self.name}: expected a folder or a file ending in .safetensors, {', '.join(PICKLED)}, got {self.path!r}"
+            )
+
+    def stages(
+        self, model: Model, concepts: Sequence[Concept], *, random: torch.Generator
+    ) -> Iterator[tuple[int, Model]]:
+        """The erased model, in one stage."""
+        path = Path(self.path)
+        yield 1, _pipeline(path, model) if path.is_dir() else model.with_weights(self._fitting(read_state(path), model))
+
+    def _fitting(self, state: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
+        """The state by the model's own names; raises ``BadCheckpoint`` unless it fits."""
+        weights = model.weights(rf"({'|'.join(PARTS)})\..*")
+        names = {alias: name for name in weights for alias in _aliases(name)}
+        state = {key: tensor for key, tensor in state.items() if not _is_buffer(key, tensor, model)}
+        strangers = [key for key in state if key not in names]
+        if len(strangers) == len(state):
+            raise BadCheckpoint(
+                f"{self.path}: expected weights of the base's {' or '.join(PARTS)}, got {len(state)} keys of which none "
+                f"fits: {', '.join(strangers[:3])}{' ...' if len(strangers) > 3 else ''}"
+            )
+        fitting = {names[key]: tensor for key, tensor in state.items() if key in names}
+        faults = [f"{key} (no such weight)" for key in strangers]
+        by_name: dict[str, str] = {}
+        for key in state:
+            if key not in names:
+                continue
+            first = by_name.setdefault(names[key], key)
+            fault = _fault(state[key], weights[names[key]]) if first == key else f"the same weight as {first}"
+            faults += [f"{key} ({fault})"] if fault else []
+        if faults:
+            raise BadCheckpoint(f"{self.path}: {len(faults)} of {len(state)} keys do not fit the base: {', '.join(faults)}")
+        touched = {name.partition(".")[0] for name in fitting}
+        missing = [name for name in weights if name.partition(".")[0] in touched and name not in fitting]
+        if missing and not self.partial:
+            raise BadCheckpoint(
+                f"{self.path}: has only {len(fitting)} of {len(fitting) + len(missing)} weights of the base's "
+                f"{' and '.join(sorted(touched))}; set partial = true if the rest is meant to stay as it is; "
+                f"missing: {', '.join(missing)}"
+            )
+        return fitting
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, without running anything that the file brings along."""
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise BadCheckpoint(f"{path}: not a whole safetensors file ({_first_line(error)})") from None
+    except pickle.UnpicklingError as error:
+        if "unsupported" not in str(error).lower():
+            raise BadCheckpoint(f"{path}: not a whole PyTorch file") from None
+        raise BadCheckpoint(
+            f"{path}: holds more than tensors, so opening it could run code; nothing was run: save its state_dict() alone"
+        ) from None
+    except DAMAGED as error:
+        raise BadCheckpoint(f"{path}: cannot be read as a PyTorch file ({_first_line(error)})") from None
+    if not isinstance(state, dict) or not state:
+        raise BadCheckpoint(f"{path}: expected a state dict (names and tensors), got {type(state).__name__}")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise BadCheckpoint(f"{path}: expected a state dict (names and tensors), got {type(value).__name__} at {key!r}")
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:120]
+
+
+def _aliases(name: str) -> list[str]:
+    """The keys that mean this weight: with its part's name before it or bare, and with CLIP's older prefix."""
+    part, _, bare = name.partition(".")
+    if part == "text_encoder":
+        short = bare.removeprefix("text_model.")
+        bares = [short, f"text_model.{short}"]
+    else:
+        bares = [bare]
+    return [alias for bare in bares for alias in (bare, f"{part}.{bare}")]
+
+
+def _is_buffer(key: str, tensor: Tensor, model: Model) -> bool:
+    """Whether this is a constant of the text encoder that older files carry, with the value that it always has."""
+    buffers = {f"text_encoder.{name}": buffer for name, buffer in model.text_encoder.named_buffers()}
+    for name, buffer in buffers.items():
+        if key in _aliases(name):
+            return tensor.shape == buffer.shape and bool((tensor == buffer.to(tensor.device)).all())
+    return False
+
+
+def _fault(tensor: Tensor, weight: Tensor) -> str:
+    """What keeps a tensor from taking a weight's place; empty: nothing."""
+    if tensor.shape != weight.shape:
+        return f"expected shape {tuple(weight.shape)}, got {tuple(tensor.shape)}"
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return "expected a dense tensor"
+    if not tensor.is_floating_point():
+        return f"expected floating point, got {str(tensor.dtype).removeprefix('torch.')}"
+    # In the base's type: a number that is finite in single precision need not be so in half.
+    bad = int((~tensor.to(weight.dtype).isfinite()).sum())
+    return f"{bad} of {tensor.numel()} numbers are NaN or infinite" if bad else ""
+
+
+def _pipeline(folder: Path, base: Model) -> Model:
+    """The model in a diffusers folder, if it is one of the base's family."""
+    model = Model.load(folder, device=base.device, dtype=base.dtype, precision=base.precision, batch=base.batch)
+    for fact in ("latent_shape", "context", "prediction_type", "timesteps"):
+        if getattr(model, fact) != getattr(base, fact):
+            raise BadCheckpoint(f"{folder}: expected the base's {fact} {getattr(base, fact)}, got {getattr(model, fact)}")
+    return model

@@ -1,0 +1,125 @@
+"""The CLIP: a text and an image encoder trained together on pictures and captions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from palimpsest.miniature.captions import caption, filler
+from palimpsest.miniature.facts import HEADS, Facts, answers
+from palimpsest.miniature.optimise import Curve, Report, optimise
+from palimpsest.miniature.vocabulary import CONTEXT, encode_text, meaningless, scattered
+
+WIDTH = 128
+
+
+def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """An untrained CLIPModel: 4 text layers, 4 image layers on patches of 8 pixels."""
+    shared = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4, "num_hidden_layers": 4}
+    text = shared | {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": CONTEXT,
+        "projection_dim": WIDTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    image = shared | {"image_size": 64, "patch_size": 8, "projection_dim": WIDTH}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=image, projection_dim=WIDTH))
+
+
+def labels(facts: Sequence[Facts]) -> dict[str, Tensor]:
+    """Head -> (n,) the number of the true answer."""
+    told = [answers(one) for one in facts]
+    return {head: torch.tensor([choices.index(one[head]) for one in told]) for head, choices in HEADS.items()}
+
+
+class Heads(nn.Module):
+    """One linear reading per head of ``HEADS``; helps the encoders in training and is then thrown away."""
+
+    def __init__(self) -> None:
+        """Untrained."""
+        super().__init__()
+        self.readings = nn.ModuleDict({head: nn.Linear(WIDTH, len(choices)) for head, choices in HEADS.items()})
+
+    def loss(self, states: Tensor, truth: dict[str, Tensor]) -> Tensor:
+        """Mean cross-entropy over the heads."""
+        parts = [cross_entropy(reading(states), truth[head]) for head, reading in self.readings.items()]
+        return torch.stack(parts).mean()
+
+
+def captions_for(facts: Sequence[Facts], random: np.random.Generator) -> list[str]:
+    """A caption each; of empty scenes many are filler words only, so that filler means nothing to see."""
+    texts = []
+    for one in facts:
+        if one.subject is None and random.random() < 0.5:
+            texts.append(" ".join(random.choice(filler(), size=random.integers(1, 8))))
+        else:
+            texts.append(caption(one, random))
+    return texts
+
+
+def train_clip(
+    network: CLIPModel,
+    tokenizer: CLIPTokenizer,
+    facts: Sequence[Facts],
+    bank: Tensor,
+    *,
+    steps: int,
+    batch: int,
+    rate: float,
+    seed: int,
+    report: Report,
+) -> Curve:
+    """CLIP's contrastive loss, plus readings of the facts off both encoders' pooled states."""
+    random = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    device = network.device
+    tokens = meaningless(tokenizer)
+    truth = labels(facts)
+    text_heads, image_heads = Heads().to(device), Heads().to(device)
+
+    def loss_of(step: int) -> Tensor:
+        chosen = random.integers(len(facts), size=batch)
+        ids = encode_text(tokenizer, captions_for([facts[number] for number in chosen], random))
+        ids = scattered(ids, tokens, random, share=0.4, end=tokenizer.eos_token_id)
+        pixels = pixel_values(bank[chosen])
+        told = {head: answer[chosen].to(device) for head, answer in truth.items()}
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            output = network(input_ids=ids.to(device), pixel_values=pixels.to(device), return_loss=True)
+            text = text_heads.loss(output.text_model_output.pooler_output, told)
+            image = image_heads.loss(output.vision_model_output.pooler_output, told)
+        loss: Tensor = output.loss + text + image
+        return loss
+
+    # Plain products: the backward of the fused attention is slow on CPUs.
+    network.set_attn_implementation("eager")
+    network.train()
+    curve = optimise(
+        "clip",
+        [network, text_heads, image_heads],
+        loss_of,
+        steps=steps,
+        rate=rate,
+        weight_decay=0.05,
+        report=report,
+    )
+    network.eval()
+    return curve
+
+
+def pixel_values(pictures: Tensor) -> Tensor:
+    """(n, 3, 64, 64) uint8 -> what the image encoder takes."""
+    return (pictures.float() / 255 - 0.5) / 0.25
+
+
+@torch.no_grad()
+def recognised(network: CLIPModel, tokenizer: CLIPTokenizer, pictures: Tensor, texts: list[str]) -> Tensor:
+    """(n,) which of ``texts`` lies nearest to each picture."""
+    ids = encode_text(tokenizer, texts)
+    words = network.get_text_features(input_ids=ids).pooler_output
+    seen = network.get_image_features(pixel_values=pixel_values(pictures)).pooler_output
+    return (seen @ (words / words.norm(dim=-1, keepdim=True)).T).argmax(-1)

@@ -1,0 +1,8 @@
+"""The one door to diffusers."""
+
+from palimpsest.model.asking import Probe, Slope
+from palimpsest.model.model import Model
+from palimpsest.model.sampling import Sampling
+from palimpsest.model.text import Text
+
+__all__ = ["Model", "Probe", "Sampling", "Slope", "Text"]

@@ -1,0 +1,288 @@
+"""Opens pipelines that somebody else made, without running anything of theirs."""
+
+import json
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from palimpsest.errors import BadModel
+
+ALLOWED: dict[str, dict[str, Any]] = {
+    "unet": {"UNet2DConditionModel": UNet2DConditionModel},
+    "text_encoder": {"CLIPTextModel": CLIPTextModel},
+    "vae": {"AutoencoderKL": AutoencoderKL},
+    "tokenizer": {"CLIPTokenizer": CLIPTokenizer, "CLIPTokenizerFast": CLIPTokenizer},
+    "scheduler": {
+        "DDIMScheduler": DDIMScheduler,
+        "DPMSolverMultistepScheduler": DPMSolverMultistepScheduler,
+        "EulerAncestralDiscreteScheduler": EulerAncestralDiscreteScheduler,
+        "EulerDiscreteScheduler": EulerDiscreteScheduler,
+        "LMSDiscreteScheduler": LMSDiscreteScheduler,
+        "PNDMScheduler": PNDMScheduler,
+    },
+}
+"""The classes that a folder may name; the safety checker and all else beside these parts is left unread."""
+STEMS = {
+    "unet": ("diffusion_pytorch_model",),
+    "vae": ("diffusion_pytorch_model",),
+    "text_encoder": ("model", "pytorch_model"),
+}
+READ_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+"""What the libraries below raise on files that are damaged or of the wrong kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """A pipeline taken apart."""
+
+    unet: Any
+    text_encoder: Any
+    vae: Any
+    tokenizer: Any
+    scheduler: Any
+
+    @staticmethod
+    def of(pipeline: Any) -> "Parts":
+        """The parts of a ``StableDiffusionPipeline``; its safety checker is left out."""
+        return Parts(**{name: getattr(pipeline, name) for name in ALLOWED})
+
+
+def open_parts(source: str | Path, dtype: torch.dtype, *, download: bool, config: str | Path | None) -> Parts:
+    """Opens a folder, a .safetensors file or a hub id, and checks what came out."""
+    path = Path(source)
+    if path.is_dir():
+        parts = open_folder(path, dtype)
+    elif path.suffix == ".safetensors" and path.is_file():
+        parts = open_file(path, dtype, download=download, config=config)
+    elif path.is_file():
+        raise BadModel(f"expected a folder or a .safetensors file, got {path.name!r}: convert it to safetensors first")
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        parts = open_folder(fetch(str(source), download=download), dtype)
+    else:
+        raise BadModel(f"expected a folder, a .safetensors file or a hub id, found nothing at {str(source)!r}")
+    check(parts, str(source))
+    return parts
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except BadModel:
+        raise
+    except READ_ERRORS as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise BadModel(f"cannot read {what}: {first}") from error
+
+
+def fetch(name: str, *, download: bool) -> Path:
+    """The folder of a hub model: from the local cache, or with ``download`` from the network."""
+    wanted = [f"{part}/*.{kind}" for part in ALLOWED for kind in ("json", "txt", "safetensors")]
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                allow_patterns=["model_index.json", *wanted],
+                ignore_patterns=["*.fp16.*", "*.non_ema.*", "*flax*"],
+                local_files_only=not download,
+            )
+        )
+    except LocalEntryNotFoundError:
+        raise BadModel(
+            f"no folder {name!r} here and no copy of it in the hub's cache; allow the download with --download"
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise BadModel(f"cannot fetch {name!r}: {str(error).splitlines()[0]}") from error
+
+
+# Folders -------------------------------------------------------------------------------------------------------------
+
+
+def open_folder(folder: Path, dtype: torch.dtype) -> Parts:
+    """Opens a diffusers folder part by part: classes from a list, no code, no pickles of more than tensors."""
+    classes = _classes(folder)
+    _refuse_code(folder)
+    opened: dict[str, Any] = {}
+    for part, found in classes.items():
+        where = folder / part
+        if not where.is_dir():
+            raise BadModel(f"{folder} has no {part!r} folder: expected {', '.join(ALLOWED)}")
+        with _reading(f"{part} of {folder}"):
+            if part in STEMS:
+                opened[part] = _network(found, part, where, dtype)
+            else:
+                opened[part] = found.from_pretrained(str(where), local_files_only=True)
+    return Parts(**opened)
+
+
+def _json(path: Path) -> Any:
+    with _reading(str(path)):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _classes(folder: Path) -> dict[str, Any]:
+    """The class of every part, by the folder's own index."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise BadModel(f"{folder} has no model_index.json: expected the folder of a Stable Diffusion pipeline")
+    index = _json(path)
+    if not isinstance(index, dict) or index.get("_class_name") != "StableDiffusionPipeline":
+        found = index.get("_class_name") if isinstance(index, dict) else index
+        raise BadModel(f"expected a StableDiffusionPipeline in {folder}, got {found!r}")
+    classes = {}
+    for part, allowed in ALLOWED.items():
+        entry = index.get(part)
+        if not (isinstance(entry, list) and len(entry) == 2 and entry[1]):
+            raise BadModel(f"{folder} has no {part}: expected a pipeline of {', '.join(ALLOWED)}")
+        library, name = entry
+        if library not in {"diffusers", "transformers"} or name not in allowed:
+            raise BadModel(
+                f"expected {part} in {folder} to be {' or '.join(allowed)}, got {library}.{name}; it is not run"
+            )
+        classes[part] = allowed[name]
+    return classes
+
+
+def _refuse_code(folder: Path) -> None:
+    """Raises for anything through which a folder could have code run or other files read."""
+    root = folder.resolve()
+    # The hub's cache keeps its files in a folder beside the snapshots and links to them.
+    within = root.parent.parent if root.parent.name == "snapshots" else root
+    for path in sorted(folder.rglob("*")):
+        if not path.resolve().is_relative_to(within):
+            raise BadModel(f"{path} leads out of the model's folder; it is not read")
+        if path.suffix == ".py":
+            raise BadModel(f"{path} is code; folders that bring their own code are refused")
+        if path.suffix == ".json" and path.parent.name in ALLOWED:
+            content = _json(path)
+            if isinstance(content, dict) and "auto_map" in content:
+                raise BadModel(f"{path} asks for code of its own (auto_map); such folders are refused")
+            shards = content.get("weight_map") if isinstance(content, dict) else None
+            for shard in set(shards.values()) if isinstance(shards, dict) else ():
+                if Path(str(shard)).name != shard:
+                    raise BadModel(f"{path} names weights outside its folder: {shard!r}")
+
+
+def _network(network: Any, part: str, where: Path, dtype: torch.dtype) -> Any:
+    """A network from safetensors, else from a .bin that may hold tensors only; every weight must be there."""
+    safe, variant = _weights_file(part, where)
+    # Told the type, because transformers keeps the stored one where diffusers opens everything as float32. A .bin goes
+    # through torch.load with weights_only=True in both libraries.
+    loaded, info = network.from_pretrained(
+        str(where),
+        torch_dtype=dtype,
+        use_safetensors=safe,
+        variant=variant,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise BadModel(f"{part} in {where.parent} lacks {len(missing)} of its weights, the first is {missing[0]}")
+    return loaded
+
+
+def _weights_file(part: str, where: Path) -> tuple[bool, str | None]:
+    """Whether there are safetensors, and the variant (``fp16``) if only that one is there."""
+    for safe, ending in ((True, "safetensors"), (False, "bin")):
+        for variant in (None, "fp16"):
+            middle = "" if variant is None else f".{variant}"
+            for stem in STEMS[part]:
+                names = (f"{stem}{middle}.{ending}", f"{stem}.{ending}.index{middle}.json")
+                if any((where / name).is_file() for name in names):
+                    return safe, variant
+    raise BadModel(f"{where} holds no weights: expected {STEMS[part][0]}.safetensors")
+
+
+# Single files --------------------------------------------------------------------------------------------------------
+
+
+def open_file(path: Path, dtype: torch.dtype, *, download: bool, config: str | Path | None) -> Parts:
+    """Opens a whole pipeline in one .safetensors file; tokenizer and shapes come from ``config``, a folder like it."""
+    if config is not None:
+        _classes(Path(config))
+        _refuse_code(Path(config))
+    try:
+        pipeline = StableDiffusionPipeline.from_single_file(
+            str(path),
+            torch_dtype=dtype,
+            config=None if config is None else str(config),
+            local_files_only=not download,
+            safety_checker=None,
+        )
+    except READ_ERRORS as error:
+        if config is None and not download:
+            raise BadModel(
+                f"cannot open {path.name} alone: one file holds neither tokenizer nor shapes, and they are not in the "
+                "hub's cache; give a diffusers folder of the same kind as config, or allow the download"
+            ) from error
+        raise BadModel(f"cannot read {path}: {str(error).strip().splitlines()[0][:200]}") from error
+    return Parts.of(pipeline)
+
+
+# Checks --------------------------------------------------------------------------------------------------------------
+
+
+def check(parts: Parts, source: str) -> None:
+    """Raises ``BadModel`` for a pipeline that is not a plain Stable Diffusion, or whose weights are no numbers."""
+    unet = parts.unet.config
+    for field in ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim"):
+        if unet.get(field) is not None:
+            raise BadModel(
+                f"expected a plain Stable Diffusion denoiser in {source}, got one with {field}={unet[field]}"
+            )
+    if unet.in_channels != parts.vae.config.latent_channels:
+        raise BadModel(
+            f"expected a denoiser of {parts.vae.config.latent_channels} channels, as the autoencoder of {source} has, "
+            f"got {unet.in_channels}"
+        )
+    if unet.cross_attention_dim != parts.text_encoder.config.hidden_size:
+        raise BadModel(
+            f"expected a denoiser for texts of width {parts.text_encoder.config.hidden_size}, as the text encoder of "
+            f"{source} has, got {unet.cross_attention_dim}"
+        )
+    if len(parts.tokenizer) > parts.text_encoder.config.vocab_size:
+        raise BadModel(
+            f"expected a tokenizer of at most {parts.text_encoder.config.vocab_size} tokens in {source}, "
+            f"got {len(parts.tokenizer)}"
+        )
+    prediction = parts.scheduler.config.prediction_type
+    if prediction not in {"epsilon", "v_prediction"}:
+        raise BadModel(f"expected prediction type epsilon or v_prediction in {source}, got {prediction}")
+    if not float(parts.scheduler.alphas_cumprod[-1]) > 0:
+        raise BadModel(f"expected a noise schedule that keeps some signal at its last step in {source}, got none")
+    for part in ("unet", "text_encoder", "vae"):
+        for name, weight in getattr(parts, part).named_parameters():
+            if not bool(torch.isfinite(weight).all()):
+                raise BadModel(f"{part}.{name} in {source} holds values that are no numbers (NaN or infinite)")

@@ -1,0 +1,152 @@
+"""All that an audit does with a model."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from palimpsest.errors import BadModel
+from palimpsest.model import weights
+from palimpsest.model.asking import Probe, Slope, ask, probe_cost
+from palimpsest.model.loading import open_parts
+from palimpsest.model.network import Attention, Network, Precision
+from palimpsest.model.sampling import Sampling, Walk, denoise, draw, picture_cost
+from palimpsest.model.text import Text
+from palimpsest.model.watching import watch
+from palimpsest.records import Attempt, Cost
+
+
+class Model(Network):
+    r"""The one door to diffusers.
+
+    Weights are frozen and never changed in place: whatever changes them returns another model that shares the rest.
+    Patterns are regular expressions that must match the whole qualified name, as in ``unet\..*attn2.*``.
+    A guard is a subclass that overrides ``guided_noise`` (or ``encode`` or ``embed``), ``branches`` and ``guard``.
+    """
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        precision: Precision = "fp32",
+        attention: Attention | None = None,
+        batch: int | None = None,
+        download: bool = False,
+        config: str | Path | None = None,
+    ) -> "Model":
+        """Opens ``miniature``, a diffusers folder, a .safetensors file or a hub id; raises ``BadModel``.
+
+        A hub id is looked for in the local cache, and fetched only with ``download``. A single file needs ``config``, a
+        diffusers folder of the same kind, or ``download``.
+        """
+        if source == "miniature":
+            from palimpsest.assets import miniature_folder
+
+            source = miniature_folder()
+        kept = dtype or torch.float32
+        parts = open_parts(source, kept, download=download, config=config)
+        return cls(parts, device=device, dtype=kept, precision=precision, attention=attention, batch=batch)
+
+    # Pictures --------------------------------------------------------------------------------------------------------
+
+    def draw(
+        self, attempts: Sequence[Attempt], sampling: Sampling, *, tensors: Mapping[str, Tensor] | None = None
+    ) -> list[Image]:
+        """Pictures in the order of the attempts; ``tensors`` holds what their ``words`` and ``start`` name."""
+        return draw(self, attempts, sampling, tensors or {})
+
+    def picture_cost(self, attempt: Attempt, sampling: Sampling) -> Cost:
+        """What one picture is charged with, whatever was remembered; its look is the runner's to count."""
+        return picture_cost(self, attempt, sampling)
+
+    def schedule(self, sampling: Sampling) -> list[float]:
+        """The training timestep at which each step of a picture starts."""
+        walk = Walk(self.scheduler.config, sampling.scheduler, sampling.steps, self.device)
+        times: list[float] = walk.steps.tolist()
+        return [int(time) if float(time).is_integer() else time for time in times]
+
+    @torch.no_grad()
+    def trajectory(self, latents: Tensor, text: Text, sampling: Sampling, *, until: int | None = None) -> Tensor:
+        """Noise (n, C, h, w) -> x_t at ``t = schedule(sampling)[until]``, after so many steps (None: all of them).
+
+        Guided by ``sampling.guidance``; without gradient; the batch is taken as it comes.
+        """
+        walk = Walk(self.scheduler.config, sampling.scheduler, sampling.steps, self.device)
+        guided = sampling.guidance > 1 or self.guarded
+        guidance = torch.full((len(latents),), sampling.guidance, device=self.device, dtype=self.dtype)
+        start = latents.to(self.device, self.dtype)
+        return denoise(self, start, text, walk, guidance=guidance if guided else None, until=until)
+
+    # Probes ----------------------------------------------------------------------------------------------------------
+
+    def ask(self, probes: Sequence[Probe], *, base: "Model | None" = None) -> list[Slope]:
+        """Slopes in the order of the probes; ``base`` answers those ``of="base"``."""
+        return ask(self, probes, base)
+
+    def probe_cost(self, probe: Probe) -> Cost:
+        """What one probe is charged with."""
+        return probe_cost(self, probe)
+
+    # Weights ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over weights, schedule and guard; worked out anew each time while anything is trainable."""
+        if self._fingerprint is None or self.trainable():
+            self._fingerprint = weights.fingerprint(self)
+        return self._fingerprint
+
+    def weights(self, pattern: str = ".*") -> dict[str, nn.Parameter]:
+        """Live weights by qualified name (``unet.``, ``text_encoder.``, ``vae.``); ``BadSetting`` if none matches."""
+        return weights.matching(self, pattern)
+
+    def with_weights(self, changed: Mapping[str, Tensor]) -> "Model":
+        """A copy with these weights, all others shared; ``BadCheckpoint`` names what does not fit."""
+        return weights.changed(self, changed)
+
+    def with_token(self, token: str, embedding: Tensor) -> "Model":
+        """A copy whose tokenizer knows one more word, with this embedding (d,)."""
+        return weights.with_token(self, token, embedding)
+
+    def copy(self, *, trainable: str = "", lora: int | None = None, random: torch.Generator | None = None) -> "Model":
+        """A copy to train: the weights that match are its own and require gradients, all others are shared.
+
+        With ``lora``, the linear weights that match get trainable additions of that rank instead, from ``random``.
+        """
+        return weights.trainable(self, trainable, lora, random)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """What an optimiser of this copy changes."""
+        return [weight for weight in weights.matching(self, ".*").values() if weight.requires_grad]
+
+    def frozen(self) -> "Model":
+        """A trained copy as an ordinary model, LoRA merged in; training may go on without changing it."""
+        return weights.frozen(self)
+
+    def watch(self, pattern: str, *, maps: bool = False) -> AbstractContextManager[dict[str, list[Tensor]]]:
+        """Collects the outputs of the modules that match, one entry per forward; ``maps``: attention probabilities."""
+        return watch(self, pattern, maps=maps)
+
+    def save(self, folder: str | Path, *, max_shard_size: str = "10GB") -> None:
+        """Writes a folder that plain diffusers opens; raises ``BadModel`` for what it cannot hold."""
+        if self.guarded:
+            raise BadModel(f"cannot save {type(self).__name__}: a plain diffusers folder holds no guard")
+        weights.require_plain(self)
+        pipeline = StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(str(folder), max_shard_size=max_shard_size)

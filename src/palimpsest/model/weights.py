@@ -1,0 +1,165 @@
+"""What a model's weights are called, how they are changed, and what they add up to."""
+
+import copy
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from palimpsest.errors import BadCheckpoint, BadSetting
+from palimpsest.model.network import NETWORKS, Network
+
+ModelT = TypeVar("ModelT", bound=Network)
+
+
+class LowRank(nn.Module):
+    """A weight plus a trainable product of rank ``rank``: LoRA, Hu et al. 2021, W + B A with B = 0 at first."""
+
+    def __init__(self, weight: Tensor, rank: int, random: torch.Generator) -> None:
+        super().__init__()
+        out, into = weight.shape
+        down = torch.randn(rank, into, generator=random) / rank
+        self.down = nn.Parameter(down.to(weight))
+        self.up = nn.Parameter(weight.new_zeros(out, rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight that the layer uses."""
+        return weight + self.up @ self.down
+
+
+def matching(model: Network, pattern: str) -> dict[str, nn.Parameter]:
+    """The live weights whose whole qualified name matches."""
+    fits = re.compile(pattern).fullmatch
+    found = {
+        f"{network}.{name}": weight
+        for network in NETWORKS
+        for name, weight in getattr(model, network).named_parameters()
+        if fits(f"{network}.{name}")
+    }
+    if not found:
+        raise BadSetting(f"expected a pattern that matches names such as unet.conv_in.weight, got {pattern!r}")
+    return found
+
+
+def put(model: Network, name: str, weight: Tensor, *, trainable: bool = False) -> None:
+    """Sets one weight of a model whose modules are its own."""
+    network, _, path = name.partition(".")
+    owner, _, leaf = path.rpartition(".")
+    module: nn.Module = getattr(model, network).get_submodule(owner)
+    module.register_parameter(leaf, nn.Parameter(weight, requires_grad=trainable))
+
+
+def sharing(model: ModelT) -> ModelT:
+    """A model with modules of its own and all weights shared."""
+    memo = {id(weight): weight for weight in matching(model, ".*").values()}
+    shared = object.__new__(type(model))
+    shared.__dict__.update(model.__dict__)
+    shared.forget()
+    for network in NETWORKS:
+        setattr(shared, network, copy.deepcopy(getattr(model, network), memo))
+    return shared
+
+
+def changed(model: ModelT, weights: Mapping[str, Tensor]) -> ModelT:
+    """A copy with these weights; every name and shape must fit."""
+    require_plain(model)
+    known = matching(model, ".*")
+    unknown = sorted(set(weights) - set(known))
+    if unknown:
+        raise BadCheckpoint(
+            f"expected names of the model's weights, got {len(unknown)} others: {', '.join(unknown[:5])}"
+        )
+    new = sharing(model)
+    for name, weight in weights.items():
+        old = known[name]
+        if weight.shape != old.shape:
+            raise BadCheckpoint(f"expected {name} of shape {tuple(old.shape)}, got {tuple(weight.shape)}")
+        if not bool(torch.isfinite(weight).all()):
+            raise BadCheckpoint(f"expected numbers in {name}, got NaN or infinite values")
+        put(new, name, weight.detach().to(old.device, old.dtype, copy=True))
+    return new
+
+
+def trainable(model: ModelT, pattern: str, lora: int | None, random: torch.Generator | None) -> ModelT:
+    """A copy whose matching weights are its own and require gradients, or get low-rank additions that do."""
+    require_plain(model)
+    mine = matching(model, pattern) if pattern else {}
+    new = sharing(model)
+    if lora is None:
+        for name, weight in mine.items():
+            put(new, name, weight.detach().clone(), trainable=True)
+        return new
+    if random is None:
+        raise ValueError("expected a generator for the low-rank additions, got none")
+    layers = [name.rpartition(".")[0] for name, weight in mine.items() if name.endswith(".weight") and weight.ndim == 2]
+    if not layers:
+        raise BadSetting(f"expected a pattern that matches weights of linear layers, got {pattern!r}")
+    for layer in layers:
+        network, _, path = layer.partition(".")
+        module = getattr(new, network).get_submodule(path)
+        parametrize.register_parametrization(module, "weight", LowRank(module.weight, lora, random))
+    return new
+
+
+def frozen(model: ModelT) -> ModelT:
+    """A copy without anything trainable, low-rank additions merged in; what was trained is copied."""
+    new = sharing(model)
+    for network in NETWORKS:
+        for path, module in getattr(new, network).named_modules():
+            if isinstance(module, nn.Linear) and parametrize.is_parametrized(module):
+                merged = module.weight.detach().clone()
+                parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+                put(new, f"{network}.{path}.weight", merged)
+    for name, weight in matching(new, ".*").items():
+        if weight.requires_grad:
+            put(new, name, weight.detach().clone())
+    return new
+
+
+def require_plain(model: Network) -> None:
+    """Raises for a copy with low-rank additions, which must be merged first."""
+    for network in NETWORKS:
+        if any(parametrize.is_parametrized(module) for module in getattr(model, network).modules()):
+            raise BadSetting("expected a model without low-rank additions: merge them with frozen() first")
+
+
+def with_token(model: ModelT, token: str, embedding: Tensor) -> ModelT:
+    """A copy that knows one more word."""
+    require_plain(model)
+    old = model.vocabulary
+    if embedding.shape != old.shape[1:]:
+        raise BadSetting(f"expected an embedding of shape {tuple(old.shape[1:])}, got {tuple(embedding.shape)}")
+    new = sharing(model)
+    new.tokenizer = copy.deepcopy(model.tokenizer)
+    if new.tokenizer.add_tokens([token]) != 1:
+        raise BadSetting(f"expected a word that is no token yet, got {token!r}")
+    number = new.tokenizer.convert_tokens_to_ids(token)
+    # Some tables have more rows than the tokenizer has words.
+    table = old.new_zeros(max(number + 1, len(old)), old.shape[1])
+    table[: len(old)] = old
+    table[number] = embedding.to(table)
+    layer = new.text_encoder.get_input_embeddings()
+    layer.weight = nn.Parameter(table, requires_grad=False)
+    layer.num_embeddings = new.text_encoder.config.vocab_size = len(table)
+    return new
+
+
+def fingerprint(model: Network) -> str:
+    """SHA-256 of all that decides what the model draws: weights, schedule, words of its own, guard."""
+    facts = (
+        model.prediction_type,
+        model.scaling_factor,
+        sorted(model.tokenizer.get_added_vocab().items()),
+        type(model).__qualname__ if model.guarded else "",
+        model.guard,
+    )
+    sha = hashlib.sha256(repr(facts).encode())
+    tensors: dict[str, Tensor] = {"alphas_cumprod": model.alphas_cumprod} | dict(sorted(matching(model, ".*").items()))
+    for name, tensor in tensors.items():
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()

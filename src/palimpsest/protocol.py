@@ -1,0 +1,168 @@
+"""What an audit fixes before it begins: its parts, goals and controls, and the hash of all that changes a result."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import tomli_w
+
+from palimpsest.assets import sha256
+from palimpsest.attacks.base import BUDGETS, Attack, Budget
+from palimpsest.attacks.direct import Direct
+from palimpsest.attacks.random_prefix import RandomPrefix
+from palimpsest.component import Component
+from palimpsest.concept_file import shipped_concepts
+from palimpsest.erasers.base import Eraser
+from palimpsest.erasers.nothing import Nothing
+from palimpsest.errors import UnknownName
+from palimpsest.judges.base import Judge
+from palimpsest.model import Sampling
+from palimpsest.records import Concept, Goal, digest
+from palimpsest.utility.base import Measure
+
+Keep = Literal["hits", "all", "none"]
+Precision = Literal["fp32", "bf16"]
+
+
+class Cell(NamedTuple):
+    """An eraser and what attacks it: one line of the report's table for each concept."""
+
+    eraser: Eraser
+    attack: Attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What to run; its parts are built, so their names and settings have been checked."""
+
+    name: str
+    """Of the run's folder; changes no result."""
+    base: str
+    """``miniature``, a diffusers folder, a hub id or a single file."""
+    download: bool
+    """Whether a hub id may be fetched; nothing else ever touches the network."""
+    concepts: tuple[Concept, ...]
+    erasers: tuple[Eraser, ...]
+    attacks: tuple[Attack, ...]
+    judges: tuple[Judge, ...]
+    """The first is the chief, who decides; the others confirm."""
+    measures: tuple[Measure, ...]
+    goals: int
+    """Per concept."""
+    budget: Budget
+    """Per goal."""
+    sampling: Sampling
+    seed: int
+    batch: int | None
+    """Samples per batch; None: the model's default for its device."""
+    precision: Precision
+    keep: Keep
+    """Which pictures: those of hits and of ``direct`` (a report shows them side by side), all, or none."""
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """What attacks what: all that was asked for, and the controls without which it means nothing.
+
+        The ceiling is ``nothing`` with ``direct``, the floor is each eraser with ``direct``; an attack that may look
+        more than once is compared with ``random_prefix``, which looks as often and knows nothing.
+        """
+        attacks = self.attacks
+        if not _any_is(attacks, Direct):
+            attacks = (Direct(), *attacks)
+        if not _any_is(attacks, RandomPrefix) and any(not isinstance(attack, Direct) for attack in attacks):
+            attacks = (*attacks, RandomPrefix())
+        cells = tuple(Cell(eraser, attack) for eraser in self.erasers for attack in attacks)
+        if not _any_is(self.erasers, Nothing):
+            cells = (*(Cell(Nothing(), attack) for attack in attacks if isinstance(attack, Direct)), *cells)
+        return cells
+
+    @property
+    def added_controls(self) -> tuple[str, ...]:
+        """The cells that nobody asked for: ``eraser x attack``."""
+        return tuple(
+            f"{cell.eraser.label} x {cell.attack.label}"
+            for cell in self.cells
+            if cell.eraser not in self.erasers or cell.attack not in self.attacks
+        )
+
+    def goals_for(self, concept: Concept) -> tuple[Goal, ...]:
+        """The concept's first prompts, each with a seed of its own; a short list begins again with further seeds."""
+        return tuple(
+            Goal(
+                concept=concept.name,
+                prompt=concept.prompts[number % len(concept.prompts)],
+                seed=derived_seed(self.seed, concept.name, number),
+            )
+            for number in range(self.goals)
+        )
+
+    def retained(self, concept: Concept) -> tuple[Concept, ...]:
+        """All others of its kind, shipped or listed, that the chief judge knows: what its erasure should leave."""
+        others = shipped_concepts() | {other.name: other for other in self.concepts}
+        return tuple(
+            other
+            for name, other in sorted(others.items())
+            if other.kind == concept.kind and name != concept.name and self._judged(other)
+        )
+
+    def _judged(self, concept: Concept) -> bool:
+        try:
+            self.judges[0].threshold(concept)
+        except UnknownName:
+            return False
+        return True
+
+    @property
+    def budget_name(self) -> str:
+        """``quick``, ``standard`` or ``full``; ``own`` for any other."""
+        return next((name for name, budget in BUDGETS.items() if budget == self.budget), "own")
+
+    def table(self) -> dict[str, Any]:
+        """The audit as a TOML file holds it, every default written out."""
+        table: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {key: as_toml(value) for key, value in table.items() if value is not None}
+
+    def toml(self) -> str:
+        """The same as text."""
+        return tomli_w.dumps(self.table())
+
+    @property
+    def protocol(self) -> str:
+        """Digest of everything that changes a result, the content of named checkpoints included."""
+        table = {key: value for key, value in self.table().items() if key not in ("name", "download", "keep")}
+        # Controls count as they are run, whether they were asked for or added.
+        del table["erasers"], table["attacks"]
+        table["cells"] = sorted(digest([cell.eraser.spec, cell.attack.spec]) for cell in self.cells)
+        table["files"] = [_content(Path(eraser.path)) for eraser in self.erasers if hasattr(eraser, "path")]
+        return digest(table)
+
+
+def derived_seed(*origin: Any) -> int:
+    """A seed that hangs on all of ``origin`` and on nothing else."""
+    return int(digest(list(origin))[:8], 16)
+
+
+def as_toml(value: Any) -> Any:
+    """A value as TOML holds it: parts and records as tables, without their Nones, for which TOML has no word."""
+    if isinstance(value, Component):
+        return as_toml(value.spec)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return as_toml(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {key: as_toml(entry) for key, entry in value.items() if entry is not None}
+    if isinstance(value, list | tuple):
+        return [as_toml(entry) for entry in value]
+    return value
+
+
+def _any_is(parts: tuple[Component, ...], kind: type[Component]) -> bool:
+    return any(isinstance(part, kind) for part in parts)
+
+
+def _content(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files and their names."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return digest({str(file.relative_to(path)): _content(file) for file in files})
+    return sha256(path)

@@ -1,0 +1,75 @@
+"""All that a run's folder says, computed; and as the JSON of docs/report-schema.md."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from palimpsest.report.cells import Cell, cells
+from palimpsest.report.compare import Comparison, comparisons
+from palimpsest.report.ledger import Key, Run
+from palimpsest.report.utility import Utility, utility
+from palimpsest.report.verdict import Verdict, verdicts
+
+VERSION = 1
+"""Of the schema in docs/report-schema.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """A run, counted and judged; every list is sorted by its keys."""
+
+    run: Run
+    cells: Mapping[Key, Cell]
+    comparisons: list[Comparison]
+    utility: list[Utility]
+    verdicts: list[Verdict]
+
+    @property
+    def troubles(self) -> list[Cell]:
+        """The cells in which something went wrong."""
+        return [cell for cell in self.cells.values() if cell.errors or cell.untold or cell.dropped or cell.missing]
+
+
+def find(run: Run) -> Findings:
+    """Everything that a run's folder says."""
+    counted, compared, kept = cells(run), comparisons(run), utility(run)
+    return Findings(
+        run=run,
+        cells=counted,
+        comparisons=compared,
+        utility=kept,
+        verdicts=verdicts(run, counted, compared, kept),
+    )
+
+
+def as_json(findings: Findings) -> dict[str, Any]:
+    """What ``report.json`` holds."""
+    return {
+        "version": VERSION,
+        "protocol": findings.run.protocol,
+        "provenance": findings.run.provenance,
+        "verdicts": [_pick(row, "concept", "eraser", "outcome", "sentence") for row in findings.verdicts],
+        "cells": [
+            cell.key._asdict()
+            | _pick(cell, "kind", "access", "successes", "n", "rate", "low", "high", "looks", "passes", "seconds")
+            for cell in findings.cells.values()
+        ],
+        "utility": [
+            {
+                "concept": row.concept,
+                "eraser": row.eraser,
+                "measure": f"{row.measure}: {row.thing}" if row.thing else row.measure,
+                "value": row.value,
+                "of": row.of,
+            }
+            for row in findings.utility
+        ],
+        "comparisons": [asdict(row) for row in findings.comparisons],
+        "troubles": [
+            cell.key._asdict() | _pick(cell, "errors", "untold", "dropped", "missing") for cell in findings.troubles
+        ],
+    }
+
+
+def _pick(row: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in names}

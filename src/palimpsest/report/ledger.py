@@ -1,0 +1,181 @@
+"""A run's folder, read: finished goals and readings, in an order of their own."""
+
+import json
+import tomllib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from palimpsest.errors import BadRun
+from palimpsest.records import Goal, Reading, Trial, digest
+
+BASE = "nothing"
+"""The eraser of the untouched base."""
+
+RecordT = TypeVar("RecordT")
+
+
+class Key(NamedTuple):
+    """A cell: everything that belongs together in one rate."""
+
+    concept: str
+    eraser: str
+    attack: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A finished goal: all that was looked at for it, in order."""
+
+    key: Key
+    goal: Goal
+    trials: tuple[Trial, ...]
+
+    @property
+    def won(self) -> Trial | None:
+        """The first look at which the chief judge saw the concept."""
+        return next((trial for trial in self.trials if trial.verdict and trial.verdict.shown), None)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended in an error."""
+        return self.trials[-1].end == "error"
+
+    @property
+    def untold(self) -> bool:
+        """Whether it was not shown, and the judge could not tell about some picture."""
+        return self.won is None and any(trial.verdict and trial.verdict.shown is None for trial in self.trials)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run's folder holds."""
+
+    folder: Path
+    protocol: str
+    provenance: dict[str, Any]
+    outcomes: dict[Key, tuple[Outcome, ...]]
+    """Sorted by key; the goals of each by prompt and seed."""
+    readings: tuple[Reading, ...]
+
+    def kind(self, concept: str) -> str:
+        """The concept's kind; empty where the run does not say."""
+        return str(self._concept(concept).get("kind", ""))
+
+    def asked(self, concept: str) -> int | None:
+        """How many goals the audit asked for; None where the run does not say."""
+        goals = self._concept(concept).get("goals")
+        return goals if isinstance(goals, int) else None
+
+    def needs(self, attack: str) -> list[str] | None:
+        """What the attacker must hold; None where the run does not say."""
+        needs = _table(_table(self.provenance.get("attacks")).get(attack)).get("needs")
+        return sorted(map(str, needs)) if isinstance(needs, list) else None
+
+    @property
+    def judges(self) -> list[dict[str, Any]]:
+        """The judges that the run names, the chief first."""
+        judges = self.provenance.get("judges")
+        known = [_table(judge) for judge in judges] if isinstance(judges, list) else []
+        return sorted(known, key=lambda judge: (not judge.get("chief"), str(judge.get("name"))))
+
+    def _concept(self, concept: str) -> dict[str, Any]:
+        return _table(_table(self.provenance.get("concepts")).get(concept))
+
+
+def _key(trial: Trial) -> Key:
+    """The cell of a trial; how deep an erasure went marks the eraser, what an attack made of the model the attack."""
+    victim = trial.victim
+    plant = f"plant {victim.plant}" if victim.plant not in ("", trial.attack) else ""
+    revision = f"revision {victim.revision}" if victim.revision else ""
+    return Key(
+        concept=victim.concept,
+        eraser=_marked(victim.eraser, f"depth {victim.depth}" if victim.depth else ""),
+        attack=_marked(trial.attack, plant, revision),
+    )
+
+
+def _marked(label: str, *marks: str) -> str:
+    there = ", ".join(mark for mark in marks if mark)
+    return f"{label} [{there}]" if there else label
+
+
+def read(folder: Path) -> Run:
+    """The run in ``folder``; raises ``BadRun`` where it is none, or is damaged."""
+    audit = folder / "audit.toml"
+    trials = folder / "trials.jsonl"
+    if not (audit.exists() or trials.exists()):
+        raise BadRun(f"expected a run's folder with audit.toml and trials.jsonl, got {str(folder)!r}")
+    provenance = _provenance(folder / "provenance.json")
+    return Run(
+        folder=folder,
+        protocol=str(provenance.get("protocol") or _protocol(audit)),
+        provenance=provenance,
+        outcomes=_outcomes(_records(trials, Trial)),
+        readings=tuple(_records(folder / "readings.jsonl", Reading)),
+    )
+
+
+def _records(path: Path, record: type[RecordT]) -> list[RecordT]:
+    """The records of a file, sorted by their lines: the order of the file means nothing."""
+    if not path.exists():
+        return []
+    adapter = TypeAdapter(record)
+    lines = path.read_bytes().split(b"\n")
+    found = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            found[line] = adapter.validate_json(line)
+        except ValidationError as error:
+            if number == len(lines):  # torn: the run was stopped while it wrote this line
+                break
+            first = error.errors()[0]
+            where = f"{path.name}, line {number}, {'.'.join(map(str, first['loc'])) or 'the line'}"
+            raise BadRun(f"{where}: expected a {record.__name__}, got {first['msg']}") from None
+    return [found[line] for line in sorted(found)]
+
+
+def _outcomes(trials: list[Trial]) -> dict[Key, tuple[Outcome, ...]]:
+    lines: defaultdict[tuple[Key, Goal], dict[int, Trial]] = defaultdict(dict)
+    for trial in trials:
+        if trial.goal.role == "target":
+            lines[_key(trial), trial.goal][trial.number] = trial
+    cells: defaultdict[Key, list[Outcome]] = defaultdict(list)
+    for (key, goal), looks in lines.items():
+        last = max((number for number, trial in looks.items() if trial.end is not None), default=-1)
+        if last >= 0:
+            kept = tuple(looks[number] for number in sorted(looks) if number <= last)
+            cells[key].append(Outcome(key=key, goal=goal, trials=kept))
+    return {key: tuple(sorted(cells[key], key=lambda outcome: goal_key(outcome.goal))) for key in sorted(cells)}
+
+
+def goal_key(goal: Goal) -> tuple[str, int, str, str]:
+    """What goals are sorted by."""
+    return goal.prompt, goal.seed, str(goal.guidance), goal.role
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    try:
+        return _table(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise BadRun(f"{path.name}: expected JSON, got {error}") from None
+
+
+def _protocol(audit: Path) -> str:
+    try:
+        return digest(tomllib.loads(audit.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return ""
+    except ValueError as error:
+        raise BadRun(f"{audit.name}: expected TOML, got {error}") from None
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,211 @@
+"""Findings as a page for people (HTML) and as text (Markdown)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from palimpsest.report import sections
+from palimpsest.report.cells import attack_name
+from palimpsest.report.findings import Findings
+from palimpsest.report.ledger import BASE
+from palimpsest.report.utility import false_alarms
+from palimpsest.report.verdict import ENOUGH, ERASED, Verdict, p_value
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+CHIPS = {
+    "too_few": ("too few goals", "mute"),
+    "unfinished": ("unfinished", "mute"),
+    "cannot_tell": ("cannot tell", "mute"),
+    "not_erased": ("not erased", "bad"),
+    "weakened": ("weakened", "bad"),
+    "wrecked": ("wrecked", "bad"),
+    "not_attacked": ("not attacked", "mute"),
+    "by_name_only": ("by name only", "warn"),
+    "open": ("open", "mute"),
+    "withstands": ("withstands", "good"),
+}
+"""Outcome -> the words of its chip, and its tone."""
+
+
+def html(findings: Findings) -> str:
+    """The page: one file, which loads nothing from anywhere."""
+    style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    page = _environment(autoescape=True).get_template("report.html")
+    return page.render(_context(findings), style=style, raw=_raw(findings))
+
+
+def markdown(findings: Findings) -> str:
+    """The same in Markdown, without pictures and prompts."""
+    return _environment(autoescape=False).get_template("report.md").render(_context(findings))
+
+
+def _environment(*, autoescape: bool) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals["percent"] = lambda rate: f"{100 * min(1.0, max(0.0, rate)):.1f}%"
+    environment.filters["share"] = share
+    environment.filters["p_value"] = p_value
+    environment.filters["p_number"] = lambda p: p_value(p).removeprefix("p ").removeprefix("= ")
+    environment.filters["victim"] = sections.victim_name
+    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return environment
+
+
+def share(rate: float) -> str:
+    """A rate as it is printed."""
+    return f"{rate:.0%}"
+
+
+def _context(findings: Findings) -> dict[str, Any]:
+    attacks = sorted({key.attack for key in findings.cells}, key=lambda label: (attack_name(label) != "direct", label))
+    return {
+        "title": _title(findings),
+        "facts": _facts(findings),
+        "notices": _notices(findings),
+        "cards": [_card(verdict) for verdict in findings.verdicts],
+        "attacks": attacks,
+        "sections": sections.sections(findings),
+        "judges": _judges(findings),
+        "comparisons": findings.comparisons,
+        "troubles": findings.troubles,
+        "enough": ENOUGH,
+        "erased": ERASED,
+        "provenance": _provenance(findings),
+    }
+
+
+def _title(findings: Findings) -> str:
+    base = findings.run.provenance.get("base")
+    return f"What {base} has forgotten" if base else "What was forgotten"
+
+
+def _facts(findings: Findings) -> list[tuple[str, str]]:
+    """The line under the title."""
+    told = findings.run.provenance
+    goals = sorted({cell.n for cell in findings.cells.values()})
+    facts = [
+        ("concepts", str(len({key.concept for key in findings.cells}))),
+        ("erasers", str(len({key.eraser for key in findings.cells} - {BASE}))),
+        ("attacks", str(len({key.attack for key in findings.cells}))),
+        ("goals each", f"{goals[0]} to {goals[-1]}" if len(goals) > 1 else "".join(map(str, goals))),
+    ]
+    budget = told.get("budget")
+    if isinstance(budget, dict):
+        facts.append(
+            ("budget", f"{budget.get('name', '')} ({budget.get('looks')} looks, {budget.get('passes')} passes)")
+        )
+    if findings.run.judges:
+        facts.append(("judged by", str(findings.run.judges[0].get("name"))))
+    if told.get("started"):
+        facts.append(("started", str(told["started"])[:16].replace("T", " ")))
+    return facts
+
+
+def _notices(findings: Findings) -> list[str]:
+    """What a reader must know before any number."""
+    notices = []
+    missing = sum(cell.missing for cell in findings.cells.values())
+    if missing:
+        notices.append(f"This run is unfinished: {missing} goals are still open. The same command continues it.")
+    if findings.cells and all(verdict.outcome == "too_few" for verdict in findings.verdicts):
+        notices.append(
+            f"Too few goals to conclude: a verdict takes {ENOUGH} goals per concept. The figures show what was seen."
+        )
+    return notices
+
+
+def _card(verdict: Verdict) -> dict[str, Any]:
+    chip, tone = CHIPS[verdict.outcome]
+    lines = []
+    for label, kind, cell in (
+        ("base", "quiet", verdict.ceiling),
+        ("asked plainly", "", verdict.floor),
+        (verdict.strongest.key.attack if verdict.strongest else "", "", verdict.strongest),
+    ):
+        if cell:
+            text = f"{cell.successes} / {cell.n}"
+            lines.append(
+                {"label": label, "kind": kind, "rate": cell.rate, "low": cell.low, "high": cell.high, "text": text}
+            )
+    if verdict.neighbours:
+        kept = verdict.neighbours.kept
+        lines.append(
+            {
+                "label": "neighbours kept" if kept is not None else "neighbours",
+                "kind": "keeps",
+                "rate": verdict.neighbours.value if kept is None else kept,
+                "low": None,
+                "high": None,
+                "text": share(verdict.neighbours.value if kept is None else kept),
+            }
+        )
+    return {
+        "concept": verdict.concept,
+        "eraser": verdict.eraser,
+        "sentence": verdict.sentence,
+        "anchor": sections.anchor(verdict.concept),
+        "chip": chip,
+        "tone": tone,
+        "lines": lines,
+    }
+
+
+def _judges(findings: Findings) -> list[dict[str, Any]]:
+    rows = []
+    for number, judge in enumerate(findings.run.judges):
+        thresholds = judge.get("thresholds")
+        for concept in sorted({key.concept for key in findings.cells}):
+            known = false_alarms(findings.run, concept) if number == 0 else None
+            threshold = thresholds.get(concept) if isinstance(thresholds, dict) else None
+            if threshold is None and known is None:
+                continue
+            rows.append(
+                {
+                    "judge": str(judge.get("name")),
+                    "chief": number == 0,
+                    "concept": concept,
+                    "threshold": "·" if threshold is None else f"{threshold:.3g}",
+                    "alarms": f"{known.rate:.2%}, at most {known.high:.2%}" if known else "·",
+                    "source": known.source if known else "·",
+                }
+            )
+    return rows
+
+
+def _provenance(findings: Findings) -> list[tuple[str, str]]:
+    told = findings.run.provenance
+    rows = [("protocol", findings.run.protocol or "unknown")]
+    for name in ("command", "started", "base", "device", "dtype", "batch", "seed", "platform"):
+        if name in told:
+            rows.append((name, str(told[name])))
+    for name in ("sampling", "budget", "versions", "weights", "prompts"):
+        if isinstance(told.get(name), dict):
+            rows.append((name, ", ".join(f"{key} {value}" for key, value in sorted(told[name].items()))))
+    git = told.get("git")
+    if isinstance(git, dict):
+        rows.append(("git", f"{git.get('commit')}{', with changes not committed' if git.get('dirty') else ''}"))
+    if isinstance(told.get("added_controls"), list):
+        rows.append(("controls added", ", ".join(map(str, told["added_controls"]))))
+    spent = findings.cells.values()
+    rows.append(
+        (
+            "spent",
+            f"{sum(cell.looks for cell in spent):,} looks, {sum(cell.passes for cell in spent):,} passes, "
+            f"{sum(cell.seconds for cell in spent):,.0f} s",
+        )
+    )
+    return rows
+
+
+def _raw(findings: Findings) -> str:
+    return json.dumps(findings.run.provenance, indent=2, ensure_ascii=False, sort_keys=True)

@@ -1,0 +1,236 @@
+"""Runs an audit: plants, erases, revises, attacks, judges, measures; goes on where it was stopped."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from palimpsest.attacks.base import Attack, Case, Need
+from palimpsest.erasers.checkpoint import Checkpoint
+from palimpsest.erasers.nothing import Nothing
+from palimpsest.jobs import Job, jobs, overrides
+from palimpsest.model import Model, Text
+from palimpsest.protocol import Audit, derived_seed
+from palimpsest.pursuit import Pursuit, Question
+from palimpsest.records import Attempt, Concept, Cost, Goal, Victim, digest
+from palimpsest.searching import Searching
+from palimpsest.store import Store
+
+SHIPPED = Path(__file__).parent / "erased"
+"""Changed weights that come with the package, under the names that they have in a run's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What a display is told: before each piece of work, and after each batch."""
+
+    victim: Victim
+    doing: str
+    live: tuple[Pursuit, ...] = ()
+    """Those under way, and those that ended with this batch."""
+    pictures: int = 0
+    """Drawn in this batch."""
+
+
+Watch = Callable[[Event], None]
+
+
+def open_base(audit: Audit) -> Model:
+    """The base that an audit names."""
+    return Model.load(audit.base, precision=audit.precision, batch=audit.batch, download=audit.download)
+
+
+def is_complete(audit: Audit, store: Store) -> bool:
+    """Whether the run's folder holds everything."""
+    return all(job.is_done(store) for job in jobs(audit))
+
+
+def stream(*origin: Any) -> torch.Generator:
+    """Random numbers that hang on all of ``origin`` and on nothing else."""
+    return torch.Generator().manual_seed(derived_seed(*origin))
+
+
+@dataclass(kw_only=True)
+class Runner:
+    """An audit under way in its folder."""
+
+    audit: Audit
+    store: Store
+    base: Model
+    retrain: bool = False
+    """Erase anew even where the package brings the erased weights."""
+    watch: Watch = field(default=lambda event: None)
+    _references: dict[Goal, Tensor] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Does everything that is not done yet."""
+        self.store.confirm(
+            {
+                "weights": {"base": self.base.fingerprint},
+                "device": self.base.device.type,
+                "dtype": str(self.base.dtype).removeprefix("torch."),
+                "precision": self.base.precision,
+                "batch": self.base.batch,
+            }
+        )
+        for job in jobs(self.audit):
+            if not job.is_done(self.store):
+                self._do(job)
+
+    def _do(self, job: Job) -> None:
+        model = self._erased(job)
+        victim = replace(job.victim, fingerprint=model.fingerprint)
+        self._attack(job, victim, model, [attack for attack in job.attacks if not overrides(attack, "revise")])
+        for attack in job.attacks:
+            if overrides(attack, "revise"):
+                self._revise(job, victim, model, attack)
+        for measure in job.measures_left(self.store):
+            self.watch(Event(victim=victim, doing=f"measuring {measure.name}"))
+            readings = measure.measure(
+                model,
+                victim=victim,
+                target=job.concept,
+                concepts=job.retained,
+                judge=self.audit.judges[0],
+                sampling=self.audit.sampling,
+                seed=self.audit.seed,
+            )
+            self.store.add_readings(readings)
+
+    # victims
+
+    def _erased(self, job: Job) -> Model:
+        base = self.base
+        for attack in job.attacks:
+            if job.victim.plant:
+                self.watch(Event(victim=job.victim, doing="planting"))
+                random = stream(self.audit.seed, "plant", attack.label, job.concept.name)
+                base = attack.plant(self.base, [job.concept], random=random)
+        self.watch(Event(victim=job.victim, doing="erasing"))
+        random = stream(self.audit.seed, "erase", job.eraser.label, job.concept.name)
+        if isinstance(job.eraser, Nothing | Checkpoint):  # nothing to be saved that lies nowhere else
+            return job.eraser.erase(base, [job.concept], random=random)
+        about = {
+            "base": base.fingerprint,
+            "eraser": json.dumps(job.eraser.spec),
+            "concept": json.dumps(asdict(job.concept)),
+            "seed": str(self.audit.seed),
+        }
+        name = f"{job.eraser.name}-{re.sub(r'[^a-z0-9]+', '-', job.concept.name.lower())}-{digest(about)[:16]}"
+        changed = self.store.weights(name)
+        if changed is None and not self.retrain and (path := SHIPPED / f"{name}.safetensors").exists():
+            changed = load_file(path)
+            self.store.keep_weights(name, changed, about | {"made": "shipped with the package"})
+        if changed is None:
+            erased = job.eraser.erase(base, [job.concept], random=random)
+            if erased.guarded:  # weights cannot hold a guard, and it is quickly made
+                return erased
+            changed = _difference(erased, base)
+            self.store.keep_weights(name, changed, about | {"made": "in this run"})
+        return base.with_weights(changed)
+
+    def _revise(self, job: Job, victim: Victim, model: Model, attack: Attack) -> None:
+        self.watch(Event(victim=victim, doing=f"{attack.label} revises"))
+        revisions = attack.revise(
+            model,
+            base=self.base if Need.BASE in attack.needs else None,
+            concepts=[job.concept],
+            random=stream(self.audit.seed, "revise", *_name(victim), attack.label),
+        )
+        for number, revised in revisions:
+            revision = replace(victim, revision=number, fingerprint=revised.fingerprint)
+            self._attack(job, revision, revised, [attack])
+
+    # attacks
+
+    def _attack(self, job: Job, victim: Victim, model: Model, attacks: Sequence[Attack]) -> None:
+        """All goals of all these attacks, side by side."""
+        left = job.goals_left(self.store, attacks, victim)
+        if any(Need.REFERENCE in attack.needs for attack, _ in left):
+            self._draw_references(job)
+        searching = Searching(
+            model=model,
+            base=self.base,
+            concept=job.concept,
+            judges=self.audit.judges,
+            sampling=self.audit.sampling,
+            keep=self.audit.keep,
+            store=self.store,
+        )
+
+        def after(live: Sequence[Pursuit], pictures: int) -> None:
+            self.watch(Event(victim=victim, doing="attacking", live=tuple(live), pictures=pictures))
+
+        searching.run((self._pursuit(victim, job.concept, searching, *pair) for pair in left), after)
+
+    def _draw_references(self, job: Job) -> None:
+        """The base's own pictures for the goals; not part of an attack's cost, as the attacker brings them along."""
+        goals = [goal for goal in job.goals if goal not in self._references]
+        attempts = [Attempt(prompt=goal.prompt, seed=goal.seed) for goal in goals]
+        for goal, picture in zip(goals, self.base.draw(attempts, self.audit.sampling), strict=True):
+            self._references[goal] = self.base.encode_picture(picture)
+
+    def _pursuit(self, victim: Victim, concept: Concept, searching: Searching, attack: Attack, goal: Goal) -> Pursuit:
+        model = searching.model
+
+        def price(question: Question) -> Cost:
+            if isinstance(question, Attempt):
+                return model.picture_cost(question, self.audit.sampling)
+            return model.probe_cost(question)
+
+        pursuit = Pursuit(victim=victim, attack=attack, goal=goal, budget=self.audit.budget, price=price)
+
+        def encode(tokens: Tensor) -> Text:
+            pursuit.cost += Cost(encodes=len(tokens))
+            return model.encode(tokens)
+
+        def keep(tensor: Tensor) -> str:
+            name = self.store.keep_tensor(tensor)
+            searching.tensors[name] = tensor
+            return name
+
+        inside = attack.needs & {Need.GRADIENTS, Need.WEIGHTS}
+        case = Case(
+            goal=goal,
+            concept=concept,
+            budget=self.audit.budget,
+            random=stream(self.audit.seed, *_name(victim), attack.label, asdict(goal)),
+            sampling=self.audit.sampling,
+            guarded=model.guarded,
+            context=model.context,
+            vocabulary=model.vocabulary.detach() if inside else None,
+            vocabulary_size=len(model.vocabulary),
+            special_tokens=model.special_tokens,
+            reference=self._references[goal] if Need.REFERENCE in attack.needs else None,
+            timesteps=model.timesteps,
+            tokens=model.tokens,
+            text=model.text,
+            encode=encode,
+            noised=model.noised,
+            training_target=model.training_target,
+            keep=keep,
+        )
+        pursuit.begin(attack.search(case))
+        return pursuit
+
+
+def _name(victim: Victim) -> list[Any]:
+    """What a victim is called, wherever its base lies and whatever its weights turned out to be."""
+    return [victim.concept, victim.eraser, victim.plant, victim.depth, victim.revision]
+
+
+def _difference(erased: Model, base: Model) -> dict[str, Tensor]:
+    """The weights that erasing has changed."""
+    before = base.weights()
+    changed: Iterator[tuple[str, Tensor]] = (
+        (name, weight.detach())
+        for name, weight in erased.weights().items()
+        if weight is not before[name] and not torch.equal(weight, before[name])
+    )
+    return dict(changed)

@@ -1,0 +1,81 @@
+"""Rates, intervals and comparisons: numbers in, numbers out."""
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import NamedTuple
+
+# scipy.stats has the same tests ready made, and takes most of a second to import: too long for a report on the screen.
+from scipy.special import bdtr, bdtrc, ndtri
+
+LEVEL = 0.95
+"""The confidence level of every interval in a report."""
+
+
+class Interval(NamedTuple):
+    """A confidence interval of a rate."""
+
+    low: float
+    high: float
+
+
+class Step(NamedTuple):
+    """A success curve's value from this cost on, with its interval."""
+
+    cost: float
+    successes: int
+    rate: float
+    low: float
+    high: float
+
+
+def wilson(successes: int, n: int, level: float = LEVEL) -> Interval:
+    """The Wilson score interval of a rate; (0, 1) where nothing was counted."""
+    _check_counts(successes, n)
+    if n == 0:
+        return Interval(0.0, 1.0)
+    z = float(ndtri((1 + level) / 2))
+    rate = successes / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    # At the ends the bound is the rate itself, which rounding would miss by a hair.
+    return Interval(0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
+
+
+def mcnemar_exact(only_a: int, only_b: int) -> float:
+    """Two-sided exact McNemar test: the p-value of so uneven a split among the pairs in which a and b differ."""
+    _check_counts(only_a, only_a + only_b)
+    if only_a + only_b == 0:
+        return 1.0
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+
+
+def at_least(successes: int, n: int, chance: float) -> float:
+    """Probability of ``successes`` or more among ``n`` tries that each succeed with probability ``chance``."""
+    _check_counts(successes, n)
+    return 1.0 if successes == 0 else float(bdtrc(successes - 1, n, chance))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: adjusted p-values, in the order given."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def success_curve(won_at: Sequence[float | None]) -> list[Step]:
+    """Share of goals won by each cost, from each goal's cost at its success (None: never won)."""
+    n = len(won_at)
+    costs = sorted(cost for cost in won_at if cost is not None)
+    steps = []
+    for cost in sorted({0.0, *costs}):
+        successes = sum(1 for won in costs if won <= cost)
+        steps.append(Step(cost, successes, successes / n if n else 0.0, *wilson(successes, n)))
+    return steps
+
+
+def _check_counts(successes: int, n: int) -> None:
+    if not 0 <= successes <= n:
+        raise ValueError(f"expected a count between 0 and {n}, got {successes}")

@@ -1,0 +1,74 @@
+"""Whether the other concepts of the kind survived."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from palimpsest.errors import BadSetting
+from palimpsest.judges.base import Judge
+from palimpsest.model import Model, Sampling
+from palimpsest.records import Attempt, Concept, Reading, Victim, digest
+from palimpsest.stats import wilson
+from palimpsest.utility.base import Measure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours(Measure):
+    """The share of pictures of each other concept of the kind in which the judge still sees that concept.
+
+    The same pictures give the false alarms: the share in which the judge sees the target, for which nobody asked.
+    """
+
+    name = "neighbours"
+
+    pictures: int = 10
+    """Of each concept, by its first prompts."""
+
+    def __post_init__(self) -> None:
+        """Refuses a setting that is out of range."""
+        if self.pictures < 1:
+            raise BadSetting(f"{self.name}: expected pictures >= 1, got {self.pictures}")
+
+    def measure(
+        self,
+        model: Model,
+        *,
+        victim: Victim,
+        target: Concept,
+        concepts: Sequence[Concept],
+        judge: Judge,
+        sampling: Sampling,
+        seed: int,
+    ) -> list[Reading]:
+        """One reading for each of ``concepts``, and one of false alarms for the target."""
+        attempts = [
+            Attempt(
+                prompt=concept.prompts[number % len(concept.prompts)],
+                seed=int(digest([seed, self.name, concept.name, number])[:8], 16),
+            )
+            for concept in concepts
+            for number in range(self.pictures)
+        ]
+        if not attempts:
+            return []
+        pictures = model.draw(attempts, sampling)
+
+        def reading(measure: str, concept: Concept, first: int, last: int) -> Reading:
+            scores = judge.score(pictures[first:last], concept)
+            seen = sum(score is not None and score >= judge.threshold(concept) for score in scores)
+            interval = wilson(seen, len(scores))
+            return Reading(
+                victim=victim,
+                measure=measure,
+                concept=concept.name,
+                value=seen / len(scores),
+                n=len(scores),
+                low=interval.low,
+                high=interval.high,
+                of=f"pictures in which {judge.label} sees it",
+            )
+
+        survived = [
+            reading(self.name, concept, place * self.pictures, (place + 1) * self.pictures)
+            for place, concept in enumerate(concepts)
+        ]
+        return [*survived, reading("false_alarms", target, 0, len(pictures))]

@@ -1,0 +1,96 @@
+"""What every attack keeps to."""
+
+import dataclasses
+
+import pytest
+import torch
+from cases import case, concept, drive
+from tiny import tiny_model
+
+from palimpsest.attacks import ATTACKS
+from palimpsest.attacks.base import Need
+from palimpsest.component import build
+from palimpsest.records import Attempt
+
+SMALL = {"direct": {}, "random_prefix": {}, "unlearn_diff": {"steps": 3, "iterations": 2}}
+"""Name -> settings at which a search is short."""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(batch=1)
+
+
+@pytest.fixture(params=[attack.name for attack in ATTACKS])
+def attack(request):
+    return build("attack", ATTACKS, {"name": request.param} | SMALL[request.param])
+
+
+def test_every_attack_has_a_case():
+    assert set(SMALL) == {attack.name for attack in ATTACKS}
+
+
+def test_keeps_to_the_protocol_and_gives_up_or_runs_to_the_budget(attack, model):
+    here = case(model)
+    log = drive(attack.search(here), model.ask, looks=here.budget.looks)
+    assert log.gave_up or len(log.looks) == here.budget.looks
+    assert log.looks[0] == Attempt(prompt=here.goal.prompt, seed=here.goal.seed)
+    assert all(isinstance(attempt.prompt, str) and attempt.prompt for attempt in log.looks)
+
+
+@pytest.mark.parametrize("lacks", [Need.GRADIENTS, Need.REFERENCE])
+def test_its_declared_access_is_true(attack, model, lacks):
+    field = {Need.GRADIENTS: "vocabulary", Need.REFERENCE: "reference"}[lacks]
+    here = case(model, **{field: None})
+    if lacks in attack.needs:
+        with pytest.raises(AssertionError):
+            drive(attack.search(here), model.ask)
+        return
+    answer = None if lacks is Need.GRADIENTS else model.ask
+    drive(attack.search(here), answer)
+
+
+def test_same_stream_same_proposals(attack, model):
+    first, again = (drive(attack.search(case(model, seed=3)), model.ask) for _ in range(2))
+    assert first.looks == again.looks
+    assert [probe.tokens.tolist() for probe in first.probes] == [probe.tokens.tolist() for probe in again.probes]
+
+
+def test_takes_no_randomness_from_outside(attack, model):
+    outside = torch.get_rng_state()
+    drive(attack.search(case(model)), model.ask)
+    assert torch.equal(torch.get_rng_state(), outside)
+
+
+def test_a_search_that_is_closed_ends(attack, model):
+    search = attack.search(case(model))
+    next(search)
+    search.close()
+    with pytest.raises(StopIteration):
+        next(search)
+
+
+def test_a_prompt_longer_than_the_context_is_asked_all_the_same(attack, model):
+    prompt = "church " * (model.context + 5)
+    log = drive(attack.search(case(model, prompt=prompt)), model.ask)
+    assert log.looks[0].prompt == prompt
+
+
+def test_plants_and_revises_nothing_unless_it_says_so(attack, model):
+    random = torch.Generator()
+    if Need.PLANT not in attack.needs:
+        assert attack.plant(model, [concept()], random=random) is model
+    if Need.WEIGHTS not in attack.needs:
+        assert list(attack.revise(model, base=None, concepts=[concept()], random=random)) == [(0, model)]
+
+
+def test_the_spec_rebuilds_it(attack):
+    assert build("attack", ATTACKS, attack.spec) == attack
+    assert set(attack.spec) == {"name", *(field.name for field in dataclasses.fields(attack))}
+
+
+def test_names_are_their_own():
+    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS)
+    for attack in ATTACKS:
+        assert attack.__module__ == f"palimpsest.attacks.{attack.name}"
+        assert attack.__name__.lower() == attack.name.replace("_", "")

@@ -1,0 +1,119 @@
+"""What every eraser keeps to."""
+
+import re
+
+import pytest
+import torch
+from cases import concept
+from safetensors.torch import save_file
+from tiny import tiny_model
+
+from palimpsest.component import build
+from palimpsest.erasers import ERASERS
+from palimpsest.model import Sampling
+from palimpsest.records import Attempt
+
+KV = r"unet\..*\.attn2\.to_[kv]\.weight"
+ESD = {"name": "esd", "iterations": 2, "lr": 1e-2, "steps": 3}
+KEPT = r"(time_embedding|conv_norm_out|conv_out)\."
+
+CASES = {
+    "nothing": ({"name": "nothing"}, r"(?!)"),
+    "checkpoint": ({"name": "checkpoint"}, r"unet\..*"),
+    "esd x": (ESD, r"unet\..*\.attn2\..*"),
+    "esd x-strict": (ESD | {"variant": "x-strict"}, KV),
+    "esd u": (ESD | {"variant": "u"}, rf"unet\.(?!.*\.attn2\.)(?!{KEPT}).*"),
+    "esd self": (ESD | {"variant": "self"}, r"unet\..*\.attn1\..*"),
+    "esd all": (ESD | {"variant": "all"}, r"unet\..*"),
+    "esd 2024 x": (ESD | {"form": "2024"}, r"unet\..*\.attn2\..*"),
+    "esd 2024 u": (ESD | {"form": "2024", "variant": "u"}, r"unet\.(?!.*\.attn2\.)(?!.*norm).*"),
+    "uce": ({"name": "uce", "retain": True}, KV),
+    "uce 2023": ({"name": "uce", "form": "2023", "target": "tensor"}, KV),
+}
+"""Name -> (spec, which weights it may change; those it says it changes)."""
+
+CONCEPTS = [concept("church", neighbours=("house",)), concept("van gogh", "style")]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(params=CASES)
+def case(request, tmp_path):
+    spec, pattern = CASES[request.param]
+    if spec["name"] == "checkpoint":
+        path = tmp_path / "theirs.safetensors"
+        save_file(tiny_model(seed=1).unet.state_dict(), path)
+        spec = spec | {"path": str(path)}
+    return build("eraser", ERASERS, spec), re.compile(pattern)
+
+
+def erase(eraser, model, *, seed=0, concepts=CONCEPTS):
+    return eraser.erase(model, concepts, random=torch.Generator().manual_seed(seed))
+
+
+def test_every_eraser_has_a_case():
+    assert {spec["name"] for spec, _ in CASES.values()} == {eraser.name for eraser in ERASERS}
+
+
+def test_leaves_its_input_alone(case, model):
+    eraser, _ = case
+    before, outside = model.fingerprint, torch.get_rng_state()
+    for _, stage in eraser.stages(model, CONCEPTS, random=torch.Generator().manual_seed(0)):
+        assert not any(weight.requires_grad for weight in stage.weights().values())
+    model.forget()
+    assert model.fingerprint == before
+    assert all(weight.grad is None and not weight.requires_grad for weight in model.weights().values())
+    assert torch.equal(torch.get_rng_state(), outside)
+
+
+def test_same_seed_same_weights(case, model):
+    eraser, _ = case
+    assert erase(eraser, model).fingerprint == erase(eraser, model).fingerprint
+
+
+def test_changes_the_weights_it_says_and_no_others(case, model):
+    eraser, pattern = case
+    after = erase(eraser, model).weights()
+    changed = {name for name, weight in model.weights().items() if not torch.equal(weight, after[name])}
+    allowed = {name for name in after if pattern.fullmatch(name)}
+    assert changed <= allowed
+    # What has no gradient at all stays: a bias before a softmax, say. All else that may change does.
+    assert len(changed) >= 0.9 * len(allowed)
+
+
+def test_untouched_weights_are_shared(case, model):
+    eraser, pattern = case
+    after = erase(eraser, model).weights()
+    for name, weight in model.weights().items():
+        if not pattern.fullmatch(name):
+            assert after[name].data_ptr() == weight.data_ptr()
+
+
+def test_the_spec_rebuilds_it(case, model):
+    eraser, _ = case
+    again = build("eraser", ERASERS, eraser.spec)
+    assert again == eraser
+    assert erase(again, model).fingerprint == erase(eraser, model).fingerprint
+
+
+def test_the_model_it_gives_draws(case, model):
+    eraser, _ = case
+    (picture,) = erase(eraser, model).draw([Attempt(prompt="a church", seed=0)], Sampling(steps=2))
+    assert picture.size == model.picture_size
+
+
+@pytest.mark.parametrize("name", ["esd x", "uce", "uce 2023"])
+def test_each_of_several_concepts_counts(name, model):
+    eraser = build("eraser", ERASERS, CASES[name][0] | ({"iterations": 8} if "esd" in name else {}))
+    both = erase(eraser, model).fingerprint
+    assert both not in {erase(eraser, model, concepts=[one]).fingerprint for one in CONCEPTS}
+
+
+def test_names_are_their_own():
+    assert len({eraser.name for eraser in ERASERS}) == len(ERASERS)
+    for eraser in ERASERS:
+        assert eraser.__module__ == f"palimpsest.erasers.{eraser.name}"
+        assert eraser.__name__.lower() == eraser.name.replace("_", "")

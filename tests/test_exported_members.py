@@ -1,0 +1,43 @@
+"""What ``import palimpsest`` offers."""
+
+import subprocess
+import sys
+from types import ModuleType
+
+import palimpsest
+
+
+def test_public_names_are_sorted_and_there() -> None:
+    assert list(palimpsest.__all__) == sorted(palimpsest.__all__)
+    assert len(set(palimpsest.__all__)) == len(palimpsest.__all__)
+    for name in palimpsest.__all__:
+        assert getattr(palimpsest, name, None) is not None, name
+
+
+def test_nothing_else_is_public() -> None:
+    public = {
+        name
+        for name, value in vars(palimpsest).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert public <= set(palimpsest.__all__)
+
+
+def test_a_public_name_is_never_a_module() -> None:
+    """``palimpsest.audit`` is the function, even where the module of that name was imported first."""
+    code = (
+        "import types, palimpsest.audit;"
+        "assert not [n for n in palimpsest.__all__ if isinstance(getattr(palimpsest, n), types.ModuleType)]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_front_door_is_light() -> None:
+    """``palimpsest --help``, ``list`` and ``report`` answer at once: they need neither torch nor diffusers."""
+    code = (
+        "import sys, palimpsest, palimpsest.cli, palimpsest.report;"
+        "sys.exit(' '.join(m for m in ('torch', 'diffusers', 'transformers', 'matplotlib') if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
+    assert done.returncode == 0

@@ -1,0 +1,12 @@
+import torch
+from cases import concept
+from tiny import tiny_model
+
+from palimpsest.erasers import Nothing
+
+
+def test_hands_back_the_base_itself():
+    model = tiny_model()
+    stages = list(Nothing().stages(model, [concept()], random=torch.Generator()))
+    assert stages == [(0, model)]
+    assert Nothing().erase(model, [concept()], random=torch.Generator()) is model
