@@ -178,7 +178,10 @@ def model(bench: Bench) -> None:
             facts, *(answered(bench.chief, pictures, head) for head in ("object", "style", "colour")), strict=True
         )
     ]
-    bench.rows("Combinations of object, style and colour held out of training", [Row("all three right", sum(good), len(good), ">= 70 %")])
+    bench.rows(
+        "Combinations of object, style and colour held out of training",
+        [Row("all three right", sum(good), len(good), ">= 70 %")],
+    )
 
 
 def _count(seen: list[str], prompts: list[str], named: dict[str, str], into: list[int]) -> None:
@@ -209,7 +212,14 @@ def words(bench: Bench) -> None:
         before = int(shown(bench.chief, bench.draw(prompts, keep=False), label).sum())
         prefixed = [f"{' '.join(random.choice(filler(), size=3))} {prompt}" for prompt in prompts]
         after = int(shown(bench.chief, bench.draw(prefixed, keep=False), label).sum())
-        rows.append(Row(f"{name}, three filler words before ({before}/{len(prompts)} without)", after, len(prompts), "-10 points"))
+        rows.append(
+            Row(
+                f"{name}, three filler words before ({before}/{len(prompts)} without)",
+                after,
+                len(prompts),
+                "-10 points",
+            )
+        )
     alone = [tokenizer.decode(tokens[random.integers(len(tokens), size=3)]) for _ in range(8 * bench.n)]
     pictures = bench.draw(alone, keep=False)
     for name in FIXED:
@@ -230,10 +240,15 @@ def alarms(bench: Bench) -> None:
     noise = torch.randn(many, *bench.model.latent_shape, generator=drawing)
     decoded = as_tensor([picture for part in noise.split(64) for picture in bench.model.decode(part)])
     width = bench.model.vocabulary.shape[1]
-    tensors = {str(i): torch.randn(bench.model.context, width, generator=drawing) * bench.model.vocabulary.std() for i in range(few)}
+    tensors = {
+        str(i): torch.randn(bench.model.context, width, generator=drawing) * bench.model.vocabulary.std()
+        for i in range(few)
+    }
     attempts = [Attempt(prompt="", seed=SEED + i, words=str(i)) for i in range(few)]
     astray = as_tensor(bench.model.draw(attempts, SHORT, tensors=tensors))
-    wrecked = as_tensor(_wrecked(bench.model).draw([Attempt(prompt=plain(imagine(random)), seed=SEED + i) for i in range(few)], SHORT))
+    wrecked = as_tensor(
+        _wrecked(bench.model).draw([Attempt(prompt=plain(imagine(random)), seed=SEED + i) for i in range(few)], SHORT)
+    )
     truth = [answers(one) for one in facts]
     for which, judge in (("first", bench.chief), ("second", bench.second)):
         rows = []
@@ -245,7 +260,9 @@ def alarms(bench: Bench) -> None:
             if head != "style":
                 seen["empty scenes"] = shown(judge, empty, label)
             hits = np.concatenate(list(seen.values()))
-            where = ", ".join(f"{place} {int(found.sum())}/{len(found)}" for place, found in seen.items() if found.any())
+            where = ", ".join(
+                f"{place} {int(found.sum())}/{len(found)}" for place, found in seen.items() if found.any()
+            )
             rows.append(Row(f"{label} ({where})" if where else label, int(hits.sum()), len(hits), "<= 0.2 %"))
         bench.rows(f"False alarms of the judge {which}", rows)
 
@@ -289,8 +306,12 @@ def quality(bench: Bench) -> None:
         name: clip_score(clip, tokenizer, pictures, texts[: len(drawn)])
         for name, pictures in (("generated", drawn), ("rendered", rendered[: len(drawn)]))
     }
-    scores["rendered, captions shuffled"] = clip_score(clip, tokenizer, rendered[: len(drawn)], texts[: len(drawn)][::-1])
-    rows = [["KID, generated to rendered (features of the first judge)", f"{mean:.4f} +- {spread:.4f}", str(len(drawn))]]
+    scores["rendered, captions shuffled"] = clip_score(
+        clip, tokenizer, rendered[: len(drawn)], texts[: len(drawn)][::-1]
+    )
+    rows = [
+        ["KID, generated to rendered (features of the first judge)", f"{mean:.4f} +- {spread:.4f}", str(len(drawn))]
+    ]
     rows += [[f"CLIP score, {name}", f"{value:.3f}", str(len(drawn))] for name, value in scores.items()]
     table("Generated against rendered", ["", "value", "n"], rows)
     bench.told["generated against rendered"] = rows

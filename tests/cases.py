@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from palimpsest.attacks.base import Budget, Case, Search
 from palimpsest.model import Model, Probe, Sampling, Slope
@@ -79,5 +78,3 @@ def drive(search: Search, answer: Callable[[Sequence[Probe]], list[Slope]] | Non
 def drawn(log: Log, k: int) -> list[list[int]]:
     """The prefix tokens of every probe."""
     return [probe.tokens[1 : 1 + k].tolist() for probe in log.probes]
-
-

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from cases import case, concept, drive
-from tiny import tiny_model
 
+from cases import case, concept, drive
 from palimpsest.attacks import ATTACKS
 from palimpsest.attacks.base import Need
 from palimpsest.component import build
-from palimpsest.records import Attempt
+from palimpsest.records import Attempt, Goal
+from tiny import tiny_model
 
 SMALL = {"direct": {}, "random_prefix": {}, "unlearn_diff": {"steps": 3, "iterations": 2}}
 """Name -> settings at which a search is short."""
@@ -54,6 +54,12 @@ def test_same_stream_same_proposals(attack, model):
     first, again = (drive(attack.search(case(model, seed=3)), model.ask) for _ in range(2))
     assert first.looks == again.looks
     assert [probe.tokens.tolist() for probe in first.probes] == [probe.tokens.tolist() for probe in again.probes]
+
+
+def test_a_goal_with_a_guidance_of_its_own_is_looked_at_with_it(attack, model):
+    goal = Goal(concept="church", prompt="a photo of a church", seed=7, guidance=2.5)
+    log = drive(attack.search(case(model, goal=goal)), model.ask, looks=3)
+    assert {attempt.guidance for attempt in log.looks} == {2.5}
 
 
 def test_takes_no_randomness_from_outside(attack, model):

@@ -39,7 +39,9 @@ def test_nothing_does_better(lam, e, p):
         value.backward()
         return value.item(), candidate.grad.numpy().ravel()
 
-    found = scipy.optimize.minimize(cost, np.zeros(OUT * IN), jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": 1e-12})
+    found = scipy.optimize.minimize(
+        cost, np.zeros(OUT * IN), jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": 1e-12}
+    )
     torch.testing.assert_close(edit(lam=lam, e=e, p=p), torch.tensor(found.x).reshape(OUT, IN), atol=1e-7, rtol=0)
 
 

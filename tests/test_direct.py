@@ -1,7 +1,6 @@
 from cases import case, drive
-from tiny import tiny_model
-
 from palimpsest.attacks import Direct
+from tiny import tiny_model
 
 
 def test_asks_once_with_the_goals_own_prompt_and_seed():

@@ -11,18 +11,22 @@ SOURCE = Path(__file__).parent.parent / "src" / "palimpsest"
 
 ORDER = (
     ("errors", "records", "stats", "assets"),
-    ("component", "model", "report"),
+    ("component", "concept_file", "model", "report"),
     ("simplex", "closed_form", "completion", "inversion"),
     ("erasers", "attacks", "judges", "utility"),
-    ("audit", "store"),
-    ("runner",),
-    ("miniature",),
+    ("protocol", "pursuit"),
+    ("audit_file", "provenance"),
+    ("store",),
+    ("jobs",),
+    ("erasing", "searching"),
+    ("forecast", "runner"),
+    ("run", "display", "miniature"),
+    ("auditing", "catalogue"),
     ("cli",),
 )
 WITHIN_A_GROUP = {
     ("records", "errors"),  # a record that cannot be read is a user's error
     ("assets", "errors"),  # so is a shipped file that is damaged
-    ("store", "audit"),  # a store writes down the audit that it belongs to
     ("utility", "judges"),  # a measure is handed a judge
 }
 REPORT_MAY_IMPORT = {"errors", "records", "stats", "report"}
@@ -107,7 +111,7 @@ def test_every_part_stands_in_the_order() -> None:
         ("records.py", "from palimpsest.errors import BadConcept", None),
         ("report/__init__.py", "from palimpsest.assets import folder", "records and stats only"),
         ("attacks/p4d.py", "from palimpsest.helpers import f", "no group"),
-        ("runner.py", "from palimpsest.audit import Audit", None),
+        ("runner.py", "from palimpsest.store import Store", None),
     ],
 )
 def test_a_forbidden_import_is_found(tmp_path: Path, file: str, line: str, fault: str | None) -> None:

@@ -1,8 +1,8 @@
 import torch
-from cases import concept
-from tiny import tiny_model
 
+from cases import concept
 from palimpsest.erasers import Nothing
+from tiny import tiny_model
 
 
 def test_hands_back_the_base_itself():

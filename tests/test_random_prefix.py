@@ -1,9 +1,9 @@
 import pytest
-from cases import case, drive
-from tiny import tiny_model
 
+from cases import case, drive
 from palimpsest.attacks import RandomPrefix
 from palimpsest.errors import BadSetting
+from tiny import tiny_model
 
 PROMPT = "a photo of a church"
 

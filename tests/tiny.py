@@ -19,7 +19,7 @@ CONTEXT = 16
 WIDTH = 16
 
 
-def tiny_tokenizer() -> CLIPTokenizer:
+def tiny_tokenizer(context: int = CONTEXT) -> CLIPTokenizer:
     """CLIP's own byte-pair encoding with a few words."""
     letters = [chr(code) for code in range(33, 127)]
     tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
@@ -35,7 +35,7 @@ def tiny_tokenizer() -> CLIPTokenizer:
             pieces[at : at + 2] = ["".join(pair)]
             tokens.append("".join(pair))
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=list(merges), model_max_length=CONTEXT)
+    return CLIPTokenizer(vocab=vocab, merges=list(merges), model_max_length=context)
 
 
 def tiny_pipeline(

@@ -41,7 +41,6 @@ class _Written:
     measures: tuple[Spec, ...] = ("neighbours",)
     name: str = "audit"
     base: str = MINIATURE
-    download: bool = False
     goals: int = 20
     budget: str | dict[str, int] = "standard"
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -76,7 +75,6 @@ def make_audit(table: Mapping[str, Any], *, where: str = "audit") -> Audit:
     audit = Audit(
         name=written.name,
         base=written.base,
-        download=written.download,
         concepts=tuple(_concept(entry, where) for entry in table["concepts"]),
         erasers=_parts("eraser", ERASERS, table["erasers"]),
         attacks=_parts("attack", ATTACKS, table.get("attacks", written.attacks)),

@@ -61,12 +61,16 @@ def build(what: str, parts: Sequence[type[PartT]], spec: str | Mapping[str, Any]
     settings: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = settings.pop("name", None)
     if not isinstance(name, str):
-        raise BadSetting(f"expected a table with the {what}'s name, got {dict(spec) if not isinstance(spec, str) else spec}")
+        raise BadSetting(
+            f"expected a table with the {what}'s name, got {dict(spec) if not isinstance(spec, str) else spec}"
+        )
     part = find(what, parts, name)
     fields = {field.name for field in dataclasses.fields(part)}
     for setting in settings:
         if setting not in fields:
-            raise BadSetting(f"{what} {name!r} has no setting {setting!r}; there are: {', '.join(sorted(fields)) or 'none'}")
+            raise BadSetting(
+                f"{what} {name!r} has no setting {setting!r}; there are: {', '.join(sorted(fields)) or 'none'}"
+            )
     # JSON mode is strict about types (a string is no number) and lenient about tuples written as lists.
     checked = with_config(ConfigDict(strict=True, allow_inf_nan=False))(part)
     try:

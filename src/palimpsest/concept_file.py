@@ -16,6 +16,7 @@ from palimpsest.records import Concept
 FOLDER = Path(__file__).parent / "concepts"
 
 RecordT = TypeVar("RecordT")
+_adapters: dict[type, TypeAdapter[Any]] = {}
 
 
 def read_table(path: Path, error: type[PalimpsestError]) -> dict[str, Any]:
@@ -36,9 +37,12 @@ def check_table(
             raise error(f"{where}: no key called {key!r}; there are: {', '.join(sorted(keys))}")
     try:
         # JSON mode is strict about types (a string is no number) and takes lists for tuples.
-        return TypeAdapter(record).validate_json(json.dumps(dict(table), allow_nan=False), strict=True)
+        if record not in _adapters:
+            _adapters[record] = TypeAdapter(record)
+        checked: RecordT = _adapters[record].validate_json(json.dumps(dict(table), allow_nan=False), strict=True)
     except (ValueError, TypeError) as cause:
         raise error(f"{where}: {_first_fault(cause)}") from None
+    return checked
 
 
 def _first_fault(cause: ValueError | TypeError) -> str:

@@ -40,8 +40,6 @@ class Audit:
     """Of the run's folder; changes no result."""
     base: str
     """``miniature``, a diffusers folder, a hub id or a single file."""
-    download: bool
-    """Whether a hub id may be fetched; nothing else ever touches the network."""
     concepts: tuple[Concept, ...]
     erasers: tuple[Eraser, ...]
     attacks: tuple[Attack, ...]
@@ -98,12 +96,14 @@ class Audit:
         )
 
     def retained(self, concept: Concept) -> tuple[Concept, ...]:
-        """All others of its kind, shipped or listed, that the chief judge knows: what its erasure should leave."""
+        """What its erasure should leave: all others of its kind and its named neighbours that the chief judge knows."""
         others = shipped_concepts() | {other.name: other for other in self.concepts}
         return tuple(
             other
             for name, other in sorted(others.items())
-            if other.kind == concept.kind and name != concept.name and self._judged(other)
+            if (other.kind == concept.kind or name in concept.neighbours)
+            and name != concept.name
+            and self._judged(other)
         )
 
     def _judged(self, concept: Concept) -> bool:
@@ -130,7 +130,7 @@ class Audit:
     @property
     def protocol(self) -> str:
         """Digest of everything that changes a result, the content of named checkpoints included."""
-        table = {key: value for key, value in self.table().items() if key not in ("name", "download", "keep")}
+        table = {key: value for key, value in self.table().items() if key not in ("name", "keep")}
         # Controls count as they are run, whether they were asked for or added.
         del table["erasers"], table["attacks"]
         table["cells"] = sorted(digest([cell.eraser.spec, cell.attack.spec]) for cell in self.cells)

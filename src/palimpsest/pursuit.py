@@ -102,8 +102,9 @@ class Pursuit:
         """Lets the search go on to its next questions, as far as the budget reaches."""
         began = time.perf_counter()
         try:
-            questions = list(step())
+            questions: list[Question] = [*step()]
             self._check(questions)
+            self.waiting = self._affordable(questions)
         except StopIteration:
             self._end("gave_up")
             return
@@ -111,7 +112,6 @@ class Pursuit:
             self.failed(error)
             return
         self.cost += Cost(seconds=time.perf_counter() - began)
-        self.waiting = self._affordable(questions)
         self._cut = len(self.waiting) < len(questions)
         # Looks are counted one by one; probes belong together, and half an answer is none.
         if not self.waiting or (self._cut and isinstance(questions[0], Probe)):

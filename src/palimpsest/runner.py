@@ -1,29 +1,21 @@
 """Runs an audit: plants, erases, revises, attacks, judges, measures; goes on where it was stopped."""
 
-import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from palimpsest.attacks.base import Attack, Case, Need
-from palimpsest.erasers.checkpoint import Checkpoint
-from palimpsest.erasers.nothing import Nothing
+from palimpsest.erasing import erased, stream
 from palimpsest.jobs import Job, jobs, overrides
 from palimpsest.model import Model, Text
-from palimpsest.protocol import Audit, derived_seed
-from palimpsest.pursuit import Pursuit, Question
-from palimpsest.records import Attempt, Concept, Cost, Goal, Victim, digest
+from palimpsest.protocol import Audit
+from palimpsest.pursuit import Pursuit
+from palimpsest.records import Attempt, Concept, Cost, Goal, Victim
 from palimpsest.searching import Searching
 from palimpsest.store import Store
-
-SHIPPED = Path(__file__).parent / "erased"
-"""Changed weights that come with the package, under the names that they have in a run's folder."""
+from palimpsest.utility.base import Measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,24 +28,21 @@ class Event:
     """Those under way, and those that ended with this batch."""
     pictures: int = 0
     """Drawn in this batch."""
+    measured: Measure | None = None
+    """The measure that has just been taken."""
 
 
 Watch = Callable[[Event], None]
 
 
-def open_base(audit: Audit) -> Model:
-    """The base that an audit names."""
-    return Model.load(audit.base, precision=audit.precision, batch=audit.batch, download=audit.download)
+def open_base(audit: Audit, *, download: bool = False) -> Model:
+    """The base that an audit names; a hub id is fetched only with ``download``, which no audit file can ask for."""
+    return Model.load(audit.base, precision=audit.precision, batch=audit.batch, download=download)
 
 
 def is_complete(audit: Audit, store: Store) -> bool:
     """Whether the run's folder holds everything."""
     return all(job.is_done(store) for job in jobs(audit))
-
-
-def stream(*origin: Any) -> torch.Generator:
-    """Random numbers that hang on all of ``origin`` and on nothing else."""
-    return torch.Generator().manual_seed(derived_seed(*origin))
 
 
 @dataclass(kw_only=True)
@@ -102,6 +91,7 @@ class Runner:
                 seed=self.audit.seed,
             )
             self.store.add_readings(readings)
+            self.watch(Event(victim=victim, doing="measured", measured=measure))
 
     # victims
 
@@ -113,27 +103,7 @@ class Runner:
                 random = stream(self.audit.seed, "plant", attack.label, job.concept.name)
                 base = attack.plant(self.base, [job.concept], random=random)
         self.watch(Event(victim=job.victim, doing="erasing"))
-        random = stream(self.audit.seed, "erase", job.eraser.label, job.concept.name)
-        if isinstance(job.eraser, Nothing | Checkpoint):  # nothing to be saved that lies nowhere else
-            return job.eraser.erase(base, [job.concept], random=random)
-        about = {
-            "base": base.fingerprint,
-            "eraser": json.dumps(job.eraser.spec),
-            "concept": json.dumps(asdict(job.concept)),
-            "seed": str(self.audit.seed),
-        }
-        name = f"{job.eraser.name}-{re.sub(r'[^a-z0-9]+', '-', job.concept.name.lower())}-{digest(about)[:16]}"
-        changed = self.store.weights(name)
-        if changed is None and not self.retrain and (path := SHIPPED / f"{name}.safetensors").exists():
-            changed = load_file(path)
-            self.store.keep_weights(name, changed, about | {"made": "shipped with the package"})
-        if changed is None:
-            erased = job.eraser.erase(base, [job.concept], random=random)
-            if erased.guarded:  # weights cannot hold a guard, and it is quickly made
-                return erased
-            changed = _difference(erased, base)
-            self.store.keep_weights(name, changed, about | {"made": "in this run"})
-        return base.with_weights(changed)
+        return erased(job, base, seed=self.audit.seed, store=self.store, retrain=self.retrain)
 
     def _revise(self, job: Job, victim: Victim, model: Model, attack: Attack) -> None:
         self.watch(Event(victim=victim, doing=f"{attack.label} revises"))
@@ -178,13 +148,7 @@ class Runner:
 
     def _pursuit(self, victim: Victim, concept: Concept, searching: Searching, attack: Attack, goal: Goal) -> Pursuit:
         model = searching.model
-
-        def price(question: Question) -> Cost:
-            if isinstance(question, Attempt):
-                return model.picture_cost(question, self.audit.sampling)
-            return model.probe_cost(question)
-
-        pursuit = Pursuit(victim=victim, attack=attack, goal=goal, budget=self.audit.budget, price=price)
+        pursuit = Pursuit(victim=victim, attack=attack, goal=goal, budget=self.audit.budget, price=searching.price)
 
         def encode(tokens: Tensor) -> Text:
             pursuit.cost += Cost(encodes=len(tokens))
@@ -223,14 +187,3 @@ class Runner:
 def _name(victim: Victim) -> list[Any]:
     """What a victim is called, wherever its base lies and whatever its weights turned out to be."""
     return [victim.concept, victim.eraser, victim.plant, victim.depth, victim.revision]
-
-
-def _difference(erased: Model, base: Model) -> dict[str, Tensor]:
-    """The weights that erasing has changed."""
-    before = base.weights()
-    changed: Iterator[tuple[str, Tensor]] = (
-        (name, weight.detach())
-        for name, weight in erased.weights().items()
-        if weight is not before[name] and not torch.equal(weight, before[name])
-    )
-    return dict(changed)

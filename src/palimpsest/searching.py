@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ from palimpsest.judges.base import Judge
 from palimpsest.model import Model, Probe, Sampling, Slope
 from palimpsest.protocol import Keep
 from palimpsest.pursuit import Look, Pursuit, Question
-from palimpsest.records import Attempt, Concept, Verdict
+from palimpsest.records import Attempt, Concept, Cost, Verdict
 from palimpsest.store import Store
 
 LIVE = 2
@@ -38,8 +38,18 @@ class Searching:
     store: Store
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """What the attempts' ``words`` and ``start`` name."""
-    _plain: dict[Attempt, Look] = field(default_factory=dict)
+    _plain: dict[Attempt, Look | Exception] = field(default_factory=dict)
     """Looks at goals as they stand, with which most attacks begin: drawn once, charged to each."""
+    _prices: dict[Attempt, Cost] = field(default_factory=dict)
+
+    def price(self, question: Question) -> Cost:
+        """What a question will cost, looks excluded."""
+        if isinstance(question, Probe):
+            return self.model.probe_cost(question)
+        alike = replace(question, prompt="", seed=0, words=None, start=None)
+        if alike not in self._prices:
+            self._prices[alike] = self.model.picture_cost(alike, self.sampling)
+        return self._prices[alike]
 
     def run(self, pursuits: Iterator[Pursuit], after: Callable[[Sequence[Pursuit], int], None]) -> None:
         """Takes every goal to its end and writes it down; what has ended makes room for the next.
@@ -73,16 +83,16 @@ class Searching:
         plain = {Attempt(prompt=pursuit.goal.prompt, seed=pursuit.goal.seed) for pursuit in asked}
         attempts = (question for pursuit in asked for question in _leading(pursuit) if isinstance(question, Attempt))
         new = [attempt for attempt in dict.fromkeys(attempts) if attempt not in self._plain][: self.model.batch]
-        looks: dict[Question, Look | Exception] = {**self._plain, **self._looks(new, plain)}
-        for attempt, look in looks.items():
-            if attempt in plain and isinstance(attempt, Attempt) and isinstance(look, Look):
-                self._plain[attempt] = look
+        looks = self._plain | self._looks(new, plain)
+        self._plain = {attempt: look for attempt, look in looks.items() if attempt in plain or attempt in self._plain}
         for pursuit in asked:
-            while pursuit.waiting and (found := looks.get(pursuit.waiting[0])) is not None:
-                if isinstance(found, Look):
-                    pursuit.shown(found)
+            # What a search asks for next may have been drawn already.
+            while pursuit.waiting and isinstance(first := pursuit.waiting[0], Attempt) and first in looks:
+                look = looks[first]
+                if isinstance(look, Look):
+                    pursuit.shown(look)
                 else:
-                    pursuit.failed(found)
+                    pursuit.failed(look)
         return len(new)
 
     def _looks(self, attempts: Sequence[Attempt], plain: set[Attempt]) -> dict[Attempt, Look | Exception]:

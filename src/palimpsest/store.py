@@ -138,14 +138,15 @@ class Store:
 
     def finish(self, trials: Sequence[Trial]) -> None:
         """Writes down an ended goal, all of it; it is on the disk when this returns, or not at all."""
-        with _writing(self._trials_path), self._trials_path.open("ab") as file:
+        lines = memoryview(b"".join(_line(trial) for trial in trials))
+        with _writing(self._trials_path), self._trials_path.open("ab", buffering=0) as file:
             before = file.tell()
             try:
-                file.write(b"".join(_line(trial) for trial in trials))
-                file.flush()
+                while lines:  # a nearly full disk takes a part
+                    lines = lines[file.write(lines) :]
                 os.fsync(file.fileno())
             except OSError:
-                os.truncate(file.fileno(), before)
+                file.truncate(before)
                 raise
         self._finished.add(_key(trials[-1]))
 
@@ -181,6 +182,10 @@ class Store:
             return load_file(path) if path.exists() else None
         except (SafetensorError, OSError) as error:
             raise BadRun(f"{path}: cannot be read ({error}); delete it, and it is made again") from None
+
+    def has_weights(self, name: str) -> bool:
+        """Whether changed weights are stored under a name."""
+        return self._weights_path(name).exists()
 
     def keep_weights(self, name: str, weights: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
         """Stores changed weights, with what they are about in the file's header."""

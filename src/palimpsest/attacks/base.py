@@ -102,15 +102,15 @@ class Attack(Component):
 
         Returning means giving up; the runner closes the generator once the goal is won or its budget spent.
         """
-        yield [Attempt(prompt=case.goal.prompt, seed=case.goal.seed)]
+        yield [Attempt(prompt=case.goal.prompt, seed=case.goal.seed, guidance=case.goal.guidance)]
         return
 
 
 def look(attempts: Sequence[Attempt]) -> Generator[Sequence[Attempt], Sequence[Verdict], Sequence[Verdict]]:
-    """``verdicts = yield from look(attempts)``."""
+    """Has pictures drawn and judged; the verdicts come back from ``yield from``."""
     return (yield attempts)
 
 
 def ask(probes: Sequence[Probe]) -> Generator[Sequence[Probe], Sequence[Slope], Sequence[Slope]]:
-    """``slopes = yield from ask(probes)``."""
+    """Has probes answered; the slopes come back from ``yield from``."""
     return (yield probes)

@@ -1,6 +1,7 @@
 """What the attacks share that put tokens before a prompt."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from palimpsest.attacks.base import Case
 from palimpsest.errors import BadSetting
@@ -35,9 +36,9 @@ def prefixed(case: Case, prefix: Sequence[int]) -> Attempt:
     The string may be tokenised otherwise than the tokens it came from; what is typed is what counts.
     """
     words = [token for token in prefix if token not in case.special_tokens]
-    return Attempt(prompt=case.text([*words, *content(case)]), seed=case.goal.seed)
+    return replace(plain(case), prompt=case.text([*words, *content(case)]))
 
 
 def plain(case: Case) -> Attempt:
     """The look at the goal's own prompt."""
-    return Attempt(prompt=case.goal.prompt, seed=case.goal.seed)
+    return Attempt(prompt=case.goal.prompt, seed=case.goal.seed, guidance=case.goal.guidance)

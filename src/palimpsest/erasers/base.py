@@ -16,10 +16,10 @@ class Eraser(Component):
 
     def erase(self, model: Model, concepts: Sequence[Concept], *, random: torch.Generator) -> Model:
         """The erased model; ``model`` is left as it is. All randomness comes from ``random``."""
-        last = model
-        for _, last in self.stages(model, concepts, random=random):
-            pass
-        return last
+        erased = model
+        for _, stage in self.stages(model, concepts, random=random):
+            erased = stage
+        return erased
 
     def stages(
         self, model: Model, concepts: Sequence[Concept], *, random: torch.Generator

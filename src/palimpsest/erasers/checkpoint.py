@@ -55,9 +55,8 @@ class Checkpoint(Eraser):
         if not Path(self.path).exists():
             raise BadSetting(f"{self.name}: expected the path of a file or folder, got {self.path!r}: no such file")
         if not Path(self.path).is_dir() and Path(self.path).suffix not in (".safetensors", *PICKLED):
-            raise BadSetting(
-                f"{self.name}: expected a folder or a file ending in .safetensors, {', '.join(PICKLED)}, got {self.path!r}"
-            )
+            endings = ", ".join((".safetensors", *PICKLED))
+            raise BadSetting(f"{self.name}: expected a folder or a file ending in {endings}, got {self.path!r}")
 
     def stages(
         self, model: Model, concepts: Sequence[Concept], *, random: torch.Generator
@@ -74,20 +73,24 @@ class Checkpoint(Eraser):
         strangers = [key for key in state if key not in names]
         if len(strangers) == len(state):
             raise BadCheckpoint(
-                f"{self.path}: expected weights of the base's {' or '.join(PARTS)}, got {len(state)} keys of which none "
-                f"fits: {', '.join(strangers[:3])}{' ...' if len(strangers) > 3 else ''}"
+                f"{self.path}: expected weights of the base's {' or '.join(PARTS)}, got {len(state)} keys of which "
+                f"none fits: {', '.join(strangers[:3])}{' ...' if len(strangers) > 3 else ''}"
             )
-        fitting = {names[key]: tensor for key, tensor in state.items() if key in names}
-        faults = [f"{key} (no such weight)" for key in strangers]
-        by_name: dict[str, str] = {}
-        for key in state:
-            if key not in names:
-                continue
-            first = by_name.setdefault(names[key], key)
-            fault = _fault(state[key], weights[names[key]]) if first == key else f"the same weight as {first}"
-            faults += [f"{key} ({fault})"] if fault else []
+        faults = {key: "no such weight" for key in strangers}
+        fitting: dict[str, Tensor] = {}
+        for key in [key for key in state if key in names]:
+            name = names[key]
+            fault = "a weight that another key names too" if name in fitting else _fault(state[key], weights[name])
+            faults |= {key: fault} if fault else {}
+            fitting[name] = state[key]
         if faults:
-            raise BadCheckpoint(f"{self.path}: {len(faults)} of {len(state)} keys do not fit the base: {', '.join(faults)}")
+            told = ", ".join(f"{key} ({fault})" for key, fault in faults.items())
+            raise BadCheckpoint(f"{self.path}: {len(faults)} of {len(state)} keys do not fit the base: {told}")
+        self._refuse_gaps(fitting, list(weights))
+        return fitting
+
+    def _refuse_gaps(self, fitting: Mapping[str, Tensor], weights: Sequence[str]) -> None:
+        """Raises unless each part that the file has weights of is covered, or the file is said to be partial."""
         touched = {name.partition(".")[0] for name in fitting}
         missing = [name for name in weights if name.partition(".")[0] in touched and name not in fitting]
         if missing and not self.partial:
@@ -96,7 +99,6 @@ class Checkpoint(Eraser):
                 f"{' and '.join(sorted(touched))}; set partial = true if the rest is meant to stay as it is; "
                 f"missing: {', '.join(missing)}"
             )
-        return fitting
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -108,11 +110,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise BadCheckpoint(f"{path}: not a whole safetensors file ({_first_line(error)})") from None
-    except pickle.UnpicklingError as error:
-        if "unsupported" not in str(error).lower():
-            raise BadCheckpoint(f"{path}: not a whole PyTorch file") from None
+    except pickle.UnpicklingError:
         raise BadCheckpoint(
-            f"{path}: holds more than tensors, so opening it could run code; nothing was run: save its state_dict() alone"
+            f"{path}: not a PyTorch file of tensors alone: damaged, or it holds objects whose opening could run code; "
+            "nothing was run; a state_dict() saved by itself would do"
         ) from None
     except DAMAGED as error:
         raise BadCheckpoint(f"{path}: cannot be read as a PyTorch file ({_first_line(error)})") from None
@@ -120,7 +121,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise BadCheckpoint(f"{path}: expected a state dict (names and tensors), got {type(state).__name__}")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise BadCheckpoint(f"{path}: expected a state dict (names and tensors), got {type(value).__name__} at {key!r}")
+            raise BadCheckpoint(
+                f"{path}: expected a state dict (names and tensors), got {type(value).__name__} at {key!r}"
+            )
     return state
 
 
@@ -166,5 +169,7 @@ def _pipeline(folder: Path, base: Model) -> Model:
     model = Model.load(folder, device=base.device, dtype=base.dtype, precision=base.precision, batch=base.batch)
     for fact in ("latent_shape", "context", "prediction_type", "timesteps"):
         if getattr(model, fact) != getattr(base, fact):
-            raise BadCheckpoint(f"{folder}: expected the base's {fact} {getattr(base, fact)}, got {getattr(model, fact)}")
+            raise BadCheckpoint(
+                f"{folder}: expected the base's {fact} {getattr(base, fact)}, got {getattr(model, fact)}"
+            )
     return model

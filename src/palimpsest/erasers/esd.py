@@ -13,9 +13,6 @@ from palimpsest.errors import BadSetting
 from palimpsest.model import Model, Sampling, Text
 from palimpsest.records import Concept
 
-Form = Literal["2023", "2024"]
-Variant = Literal["x", "x-strict", "u", "self", "all"]
-
 
 class Defaults(NamedTuple):
     """What a form takes where a setting is left to it, and the weights that each variant trains."""
@@ -23,10 +20,10 @@ class Defaults(NamedTuple):
     eta: float
     iterations: int
     lr: float
-    weights: dict[Variant, str]
+    weights: dict[str, str]
 
 
-FORMS: dict[Form, Defaults] = {
+FORMS: dict[str, Defaults] = {
     "2023": Defaults(
         eta=1.0,
         iterations=1000,
@@ -74,8 +71,8 @@ class Esd(Eraser):
 
     name = "esd"
 
-    form: Form = "2023"
-    variant: Variant = "x"
+    form: Literal["2023", "2024"] = "2023"
+    variant: Literal["x", "x-strict", "u", "self", "all"] = "x"
     """What is trained. ``x``: cross-attention (the paper's choice for styles and people); ``x-strict``: its keys and
     values alone; ``u``: all but cross-attention (the paper's choice for objects and content; in the 2023 form also but
     the time embedding and the output layers); ``self``: self-attention; ``all``."""
@@ -120,19 +117,17 @@ class Esd(Eraser):
             target = self._target(model, latents, steps, text=text, null=null)
             loss = functional.mse_loss(student.predict_noise(latents, steps, text.repeat(self.batch)), target)
             if not loss.isfinite():
-                raise BadSetting(f"{self.name}: expected a finite loss, got {loss.item()} in iteration {done}; try a lower lr")
+                raise BadSetting(
+                    f"{self.name}: expected a finite loss, got {loss.item()} in iteration {done}; try a lower lr"
+                )
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimiser.step()
             if done == iterations or (self.every and done % self.every == 0):
                 yield done, student.frozen()
 
     def _names(self, concepts: Sequence[Concept]) -> list[str]:
-        return [
-            name
-            for concept in concepts
-            for name in (concept.name, *(concept.synonyms if self.synonyms else ()))
-        ]
+        return [name for concept in concepts for name in (concept.name, *(concept.synonyms if self.synonyms else ()))]
 
     def _point(self, walker: Model, text: Text, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """x_t on a trajectory of ``walker``, and t for each sample."""

@@ -115,7 +115,7 @@ class Uce(Eraser):
         return Edit(states[last : last + length], anchors[anchor_last : anchor_last + length])
 
     def _penalty(self, model: Model, concepts: Sequence[Concept], *, width: int) -> Tensor:
-        """lam I + p sum r r^T."""
+        """The matrix lam I + p sum r r^T."""
         erased = {concept.name for concept in concepts}
         neighbours = [name for concept in concepts for name in concept.neighbours if name not in erased]
         retained = list(dict.fromkeys(neighbours)) if self.retain else []
@@ -133,13 +133,13 @@ class Uce(Eraser):
 
     def _values(self, weight: Tensor, edit: Edit) -> Tensor:
         """What this weight is to answer to the edit's concept."""
-        values = edit.anchor @ weight.mT
+        values: Tensor = edit.anchor @ weight.mT
         if self.target == "replace":
             return values
         # One direction for all rows together: the authors take the norm and the product over the whole matrix.
-        along = edit.concept @ weight.mT
-        along = along / along.norm()
-        return values - (along * values).sum() * along
+        answer = edit.concept @ weight.mT
+        along: Tensor = answer / answer.norm()
+        return values - torch.sum(along * values) * along
 
 
 def _encode(model: Model, prompt: str) -> tuple[Tensor, int]:

@@ -49,13 +49,13 @@ def train_autoencoder(
             posterior = network.encode(wanted).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=random).to(device)
             drawn = network.decode(posterior.mean + posterior.std * noise).sample
-        divergence = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        divergence = (
+            0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        )
         return _reconstruction(drawn.float(), wanted) + 3e-4 * divergence
 
     network.train()
-    curve = optimise(
-        "autoencoder", [network], loss_of, steps=steps, rate=rate, flat=0.4, average=0.995, report=report
-    )
+    curve = optimise("autoencoder", [network], loss_of, steps=steps, rate=rate, flat=0.4, average=0.995, report=report)
     network.eval()
     latents = encode(network, bank[:2048], scaled=False)
     network.register_to_config(scaling_factor=float(1 / latents.std()))

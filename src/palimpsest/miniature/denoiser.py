@@ -98,8 +98,6 @@ def train_denoiser(
         return (error * weights[at].to(device)).mean()
 
     network.train()
-    curve = optimise(
-        "denoiser", [network], loss_of, steps=steps, rate=rate, flat=flat, average=0.998, report=report
-    )
+    curve = optimise("denoiser", [network], loss_of, steps=steps, rate=rate, flat=flat, average=0.998, report=report)
     network.eval()
     return curve

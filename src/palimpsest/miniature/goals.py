@@ -35,7 +35,9 @@ def concept_record(name: str) -> Concept:
     number = [one for names in concepts().values() for one in names].index(name)
     random = np.random.default_rng([_SEED, number])
     facts = [_asking_for(name, random) for _ in range(PROMPTS)]
-    prompts = [_implied(one, random) if kind == "content" and count % 2 else plain(one) for count, one in enumerate(facts)]
+    prompts = [
+        _implied(one, random) if kind == "content" and count % 2 else plain(one) for count, one in enumerate(facts)
+    ]
     neighbours = tuple(one for one in concepts()[kind] if one != name) or BYSTANDERS
     return Concept(
         name=name,
@@ -66,7 +68,7 @@ def _implied(facts: Facts, random: np.random.Generator) -> str:
 
 def _without(facts: Facts, name: str) -> Facts:
     if kind_of(name) == "style":
-        return dataclasses.replace(facts, style="photo")
+        return dataclasses.replace(facts, style="watercolour" if name == "photo" else "photo")
     return dataclasses.replace(facts, subject=None, colour=None)
 
 

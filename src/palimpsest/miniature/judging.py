@@ -33,10 +33,14 @@ def new_judge(which: str) -> PreTrainedModel:
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {label: number for number, label in enumerate(LABELS)}}
     if which == "first":
         return ResNetForImageClassification(
-            ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 96, 160], depths=[1, 1, 1, 1], layer_type="basic", **names)
+            ResNetConfig(
+                embedding_size=32, hidden_sizes=[32, 64, 96, 160], depths=[1, 1, 1, 1], layer_type="basic", **names
+            )
         )
     return ConvNextForImageClassification(
-        ConvNextConfig(patch_size=4, hidden_sizes=[48, 96, 160], depths=[1, 2, 1], num_stages=3, drop_path_rate=0.0, **names)
+        ConvNextConfig(
+            patch_size=4, hidden_sizes=[48, 96, 160], depths=[1, 2, 1], num_stages=3, drop_path_rate=0.0, **names
+        )
     )
 
 
@@ -44,7 +48,9 @@ def nonsense(network: AutoencoderKL, latents: Tensor, random: torch.Generator) -
     """Pictures of nothing: decoded noise, latents drowned in noise, latents with their places shuffled."""
     third = len(latents) // 3
     noise = torch.randn(latents.shape, generator=random)
-    drowned = latents[third : 2 * third] + noise[third : 2 * third] * (0.9 + torch.rand(third, 1, 1, 1, generator=random))
+    drowned = latents[third : 2 * third] + noise[third : 2 * third] * (
+        0.9 + torch.rand(third, 1, 1, 1, generator=random)
+    )
     places = torch.rand(len(latents) - 2 * third, 64, generator=random).argsort(-1)[:, None].expand(-1, 16, -1)
     shuffled = latents[2 * third :].flatten(2).gather(2, places).unflatten(2, (8, 8))
     return decode(network, torch.cat([noise[:third], drowned, shuffled]))
@@ -73,7 +79,9 @@ def train_judge(
     empty = nonsense(autoencoder, latents[: half // 2], random)
     pictures = torch.cat([bank, trips, empty])
     told = {
-        head: torch.cat([answer, answer[:half], torch.full((len(empty),), IGNORED if head in ("colour", "scene") else 0)])
+        head: torch.cat(
+            [answer, answer[:half], torch.full((len(empty),), IGNORED if head in ("colour", "scene") else 0)]
+        )
         for head, answer in truth.items()
     }
     sizes = [len(choices) for choices in HEADS.values()]
@@ -90,7 +98,9 @@ def train_judge(
         return torch.stack(parts).sum()
 
     network.train()
-    curve = optimise("judge", [network], loss_of, steps=steps, rate=rate, weight_decay=0.05, average=0.99, report=report)
+    curve = optimise(
+        "judge", [network], loss_of, steps=steps, rate=rate, weight_decay=0.05, average=0.99, report=report
+    )
     network.eval()
     return curve
 

@@ -62,13 +62,13 @@ def optimise(
     """
     networks = list(networks)
     parameters = [value for network in networks for value in network.parameters() if value.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=weight_decay)
+    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
     averages = [Average(network, average) for network in networks] if average else []
     warm = max(1, steps // 50)
     points: list[tuple[int, float]] = []
     started, since, count = time.monotonic(), 0.0, 0
     for step in range(steps):
-        fall = max(0.0, (step / steps - flat) / (1 - flat))
+        fall = max(0.0, (step / steps - flat) / (1 - flat)) if flat < 1 else 0.0
         for group in optimiser.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / warm) * (0.5 + 0.5 * math.cos(math.pi * fall))
         loss = loss_of(step)

@@ -39,7 +39,8 @@ def _van_gogh(picture: Picture) -> Picture:
     x, y = _grid()
     dx, dy = np.sin(2 * np.pi * y / 16), np.sin(2 * np.pi * x / 16)
     warped = np.stack(
-        [ndimage.map_coordinates(picture[..., band], [y + dy, x + dx], order=1, mode="nearest") for band in range(3)], -1
+        [ndimage.map_coordinates(picture[..., band], [y + dy, x + dx], order=1, mode="nearest") for band in range(3)],
+        -1,
     )
     stroke = np.sin(2 * np.pi * (y + 2.4 * np.sin(2 * np.pi * x / 32)) / 8)
     painted = _saturate(warped, 1.35) + 40 * stroke[..., None]

@@ -45,9 +45,18 @@ class Recipe:
     judge_pictures: int = 16_000
     judge_steps: int = 1_600
     denoiser_pictures: int = 40_000
-    denoiser_steps: tuple[int, int] = (2_200, 1_400)
+    denoiser_steps: tuple[int, int] = (1_800, 1_300)
     """At full rate, and falling to zero."""
-    twin_steps: int = 1_200
+    twin_steps: int = 1_000
+
+
+def _compare(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key in wanted.keys() | found.keys():
+        if found.get(key) != wanted.get(key):
+            raise BadRun(
+                f"{folder} holds another recipe: expected {key} {wanted.get(key)}, got {found.get(key)}; "
+                "choose another folder"
+            )
 
 
 class Workshop:
@@ -58,11 +67,11 @@ class Workshop:
         self.folder, self.recipe, self.report = folder, recipe, report
         self.device = torch.device(device)
         folder.mkdir(parents=True, exist_ok=True)
-        told = json.dumps(dataclasses.asdict(recipe), indent=1)
         path = folder / "recipe.json"
-        if path.exists() and path.read_text() != told:
-            raise BadRun(f"{folder} holds the training of another recipe; expected {told}; choose another folder")
-        path.write_text(told)
+        wanted = json.loads(json.dumps(dataclasses.asdict(recipe)))
+        if path.exists():
+            _compare(folder, json.loads(path.read_text()), wanted)
+        path.write_text(json.dumps(wanted, indent=1))
 
     def done(self, leg: str) -> bool:
         """Whether the leg was finished; raises ``BadRun`` if a file of it has changed since."""
@@ -82,8 +91,14 @@ class Workshop:
             made = Path(draft) / leg
             made.mkdir()
             write(made)
-            files = {path.relative_to(made).as_posix(): sha256(path) for path in sorted(made.rglob("*")) if path.is_file()}
-            told = {"recipe": digest(dataclasses.asdict(self.recipe)), "files": files, "threads": torch.get_num_threads()}
+            files = {
+                path.relative_to(made).as_posix(): sha256(path) for path in sorted(made.rglob("*")) if path.is_file()
+            }
+            told = {
+                "recipe": digest(dataclasses.asdict(self.recipe)),
+                "files": files,
+                "threads": torch.get_num_threads(),
+            }
             told |= {"curves": [dataclasses.asdict(curve) for curve in curves]}
             (made / "leg.json").write_text(json.dumps(told))
             shutil.rmtree(place, ignore_errors=True)
@@ -95,7 +110,9 @@ class Workshop:
 
     def text_encoder(self) -> CLIPTextModel:
         """The text half of the leg ``clip``."""
-        return CLIPTextModel.from_pretrained(self.folder / "clip").eval().to(self.device)
+        clip = CLIPModel.from_pretrained(self.folder / "clip").eval().to(self.device)
+        half: CLIPTextModel = clip.text_model
+        return half
 
     def autoencoder(self) -> AutoencoderKL:
         """Of the leg ``autoencoder``."""
@@ -184,7 +201,14 @@ def _calibrated(shop: Workshop, network: Any, autoencoder: AutoencoderKL, seed: 
 
 
 def _denoise(
-    shop: Workshop, leg: str, network: UNet2DConditionModel, without: frozenset[str], *, steps: int, flat: float, seed: int
+    shop: Workshop,
+    leg: str,
+    network: UNet2DConditionModel,
+    without: frozenset[str],
+    *,
+    steps: int,
+    flat: float,
+    seed: int,
 ) -> None:
     facts = imagine_many(shop.recipe.denoiser_pictures, 31, without=without)
     latents = encode(shop.autoencoder(), render_many(facts)).cpu()

@@ -71,7 +71,7 @@ def encode_text(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 def meaningless(tokenizer: CLIPTokenizer) -> Tensor:
     """Ids of all tokens that occur in no word of the world, start and end left out."""
-    known = set(tokenizer(" ".join(sorted(world_words()))).input_ids) | set(tokenizer.all_special_ids)
+    known = set(tokenizer.all_special_ids).union(*tokenizer(sorted(world_words())).input_ids)
     return torch.tensor([number for number in range(len(tokenizer)) if number not in known])
 
 

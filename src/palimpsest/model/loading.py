@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -18,13 +19,14 @@ from diffusers import (
     EulerDiscreteScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
-    StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from palimpsest.errors import BadModel
 
@@ -52,7 +54,7 @@ READ_ERRORS = (
     OSError,
     EOFError,
     ValueError,
-    KeyError,
+    LookupError,
     TypeError,
     AttributeError,
     RuntimeError,
@@ -96,14 +98,35 @@ def open_parts(source: str | Path, dtype: torch.dtype, *, download: bool, config
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' progress bars, and without their advice to those who wrote the files."""
+    bars = [
+        (log, log.is_progress_bar_enabled(), log.get_verbosity()) for log in (diffusers_logging, transformers_logging)
+    ]
+    for log, _, _ in bars:
+        log.disable_progress_bar()
+        log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for log, enabled, verbosity in bars:
+            if enabled:
+                log.enable_progress_bar()
+            log.set_verbosity(verbosity)
+
+
+@contextmanager
 def _reading(what: str) -> Iterator[None]:
     try:
         yield
     except BadModel:
         raise
     except READ_ERRORS as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise BadModel(f"cannot read {what}: {first}") from error
+        raise BadModel(f"cannot read {what}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def fetch(name: str, *, download: bool) -> Path:
@@ -123,12 +146,13 @@ def fetch(name: str, *, download: bool) -> Path:
             f"no folder {name!r} here and no copy of it in the hub's cache; allow the download with --download"
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise BadModel(f"cannot fetch {name!r}: {str(error).splitlines()[0]}") from error
+        raise BadModel(f"cannot fetch {name!r}: {_first_line(error)}") from error
 
 
 # Folders -------------------------------------------------------------------------------------------------------------
 
 
+@quiet()
 def open_folder(folder: Path, dtype: torch.dtype) -> Parts:
     """Opens a diffusers folder part by part: classes from a list, no code, no pickles of more than tensors."""
     classes = _classes(folder)
@@ -198,7 +222,9 @@ def _network(network: Any, part: str, where: Path, dtype: torch.dtype) -> Any:
     """A network from safetensors, else from a .bin that may hold tensors only; every weight must be there."""
     safe, variant = _weights_file(part, where)
     # Told the type, because transformers keeps the stored one where diffusers opens everything as float32. A .bin goes
-    # through torch.load with weights_only=True in both libraries.
+    # through torch.load with weights_only=True in both libraries. Of a weight of a wrong shape diffusers tells in its
+    # error, transformers only in its report.
+    reporting = {"ignore_mismatched_sizes": True} if part == "text_encoder" else {}
     loaded, info = network.from_pretrained(
         str(where),
         torch_dtype=dtype,
@@ -206,10 +232,16 @@ def _network(network: Any, part: str, where: Path, dtype: torch.dtype) -> Any:
         variant=variant,
         local_files_only=True,
         output_loading_info=True,
+        **reporting,
     )
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise BadModel(f"{part} in {where.parent} lacks {len(missing)} of its weights, the first is {missing[0]}")
+    for fault, key in (
+        ("lacks", "missing_keys"),
+        ("has no place for", "unexpected_keys"),
+        ("has another shape for", "mismatched_keys"),
+    ):
+        names = [name if isinstance(name, str) else name[0] for name in info[key]]
+        if names:
+            raise BadModel(f"{part} in {where.parent} {fault} {len(names)} of its weights, the first is {min(names)}")
     return loaded
 
 
@@ -228,13 +260,15 @@ def _weights_file(part: str, where: Path) -> tuple[bool, str | None]:
 # Single files --------------------------------------------------------------------------------------------------------
 
 
+@quiet()
 def open_file(path: Path, dtype: torch.dtype, *, download: bool, config: str | Path | None) -> Parts:
     """Opens a whole pipeline in one .safetensors file; tokenizer and shapes come from ``config``, a folder like it."""
     if config is not None:
         _classes(Path(config))
         _refuse_code(Path(config))
     try:
-        pipeline = StableDiffusionPipeline.from_single_file(
+        # Reached for here, because importing it warns of what only its safety checker needs.
+        pipeline = diffusers.StableDiffusionPipeline.from_single_file(
             str(path),
             torch_dtype=dtype,
             config=None if config is None else str(config),
@@ -247,7 +281,7 @@ def open_file(path: Path, dtype: torch.dtype, *, download: bool, config: str | P
                 f"cannot open {path.name} alone: one file holds neither tokenizer nor shapes, and they are not in the "
                 "hub's cache; give a diffusers folder of the same kind as config, or allow the download"
             ) from error
-        raise BadModel(f"cannot read {path}: {str(error).strip().splitlines()[0][:200]}") from error
+        raise BadModel(f"cannot read {path}: {_first_line(error)}") from error
     return Parts.of(pipeline)
 
 
@@ -284,5 +318,7 @@ def check(parts: Parts, source: str) -> None:
         raise BadModel(f"expected a noise schedule that keeps some signal at its last step in {source}, got none")
     for part in ("unet", "text_encoder", "vae"):
         for name, weight in getattr(parts, part).named_parameters():
+            if weight.is_meta:
+                raise BadModel(f"{source} lacks {part}.{name}")
             if not bool(torch.isfinite(weight).all()):
                 raise BadModel(f"{part}.{name} in {source} holds values that are no numbers (NaN or infinite)")

@@ -1,18 +1,20 @@
 """All that an audit does with a model."""
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from palimpsest.assets import miniature_folder
 from palimpsest.errors import BadModel
 from palimpsest.model import weights
 from palimpsest.model.asking import Probe, Slope, ask, probe_cost
-from palimpsest.model.loading import open_parts
+from palimpsest.model.loading import open_parts, quiet
 from palimpsest.model.network import Attention, Network, Precision
 from palimpsest.model.sampling import Sampling, Walk, denoise, draw, picture_cost
 from palimpsest.model.text import Text
@@ -46,12 +48,9 @@ class Model(Network):
         A hub id is looked for in the local cache, and fetched only with ``download``. A single file needs ``config``, a
         diffusers folder of the same kind, or ``download``.
         """
-        if source == "miniature":
-            from palimpsest.assets import miniature_folder
-
-            source = miniature_folder()
         kept = dtype or torch.float32
-        parts = open_parts(source, kept, download=download, config=config)
+        opened = miniature_folder() if source == "miniature" else source
+        parts = open_parts(opened, kept, download=download, config=config)
         return cls(parts, device=device, dtype=kept, precision=precision, attention=attention, batch=batch)
 
     # Pictures --------------------------------------------------------------------------------------------------------
@@ -139,14 +138,20 @@ class Model(Network):
         if self.guarded:
             raise BadModel(f"cannot save {type(self).__name__}: a plain diffusers folder holds no guard")
         weights.require_plain(self)
-        pipeline = StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=self.unet,
-            scheduler=self.scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.save_pretrained(str(folder), max_shard_size=max_shard_size)
+        with quiet():
+            pipeline = diffusers.StableDiffusionPipeline(
+                vae=self.vae,
+                text_encoder=self.text_encoder,
+                tokenizer=self.tokenizer,
+                unet=self.unet,
+                scheduler=self.scheduler,
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+            pipeline.save_pretrained(str(folder), max_shard_size=max_shard_size)
+        # Diffusers writes defaults out, and another scheduler built from them would no longer take its own.
+        config = Path(folder) / "scheduler" / "scheduler_config.json"
+        assumed = set(self.scheduler.config.get("_use_default_values", ()))
+        stated = {key: value for key, value in json.loads(config.read_text()).items() if key not in assumed}
+        config.write_text(json.dumps(stated, indent=2) + "\n")

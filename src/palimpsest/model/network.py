@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -195,9 +196,17 @@ class Network:
 
     def text(self, ids: Sequence[int] | Tensor) -> str:
         """The string that a user would type for these ids; special tokens are left out."""
-        words: str = self.tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
-        # A copied tokenizer forgets that the mark of a word's end is a space.
-        return words.replace("</w>", " ").strip()
+        added = set(self.tokenizer.get_added_vocab().values())
+        words: list[str] = []
+        for alone, run in groupby((int(token) for token in ids), key=added.__contains__):
+            if alone:
+                words += self.tokenizer.convert_ids_to_tokens(
+                    [token for token in run if token not in self.special_tokens]
+                )
+            else:
+                # A copied tokenizer forgets that the mark of a word's end is a space.
+                words.append(self.tokenizer.decode(list(run)).replace("</w>", " ").strip())
+        return " ".join(words)
 
     def encode(self, tokens: Tensor, words: Tensor | None = None) -> Text:
         """(n, context) ids, and if given (n, context, d) in place of their embeddings -> text; differentiable."""
@@ -315,7 +324,7 @@ class Network:
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """(n, C, h, w) scaled latents -> pictures, in batches of the model's size."""
         pictures: list[Image.Image] = []
-        for chunk in (latents.to(self.device, self.dtype) / self.scaling_factor).split(self.batch):
+        for chunk in (latents.to(self.device, self.dtype) / self.scaling_factor).split(self.batch):  # type: ignore[no-untyped-call]
             padding = chunk[-1:].expand(self.batch - len(chunk), -1, -1, -1)
             pixels = self.vae.decode(torch.cat([chunk, padding]), return_dict=False)[0][: len(chunk)]
             values = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -109,15 +109,24 @@ def frozen(model: ModelT) -> ModelT:
     """A copy without anything trainable, low-rank additions merged in; what was trained is copied."""
     new = sharing(model)
     for network in NETWORKS:
-        for path, module in getattr(new, network).named_modules():
-            if isinstance(module, nn.Linear) and parametrize.is_parametrized(module):
-                merged = module.weight.detach().clone()
-                parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
-                put(new, f"{network}.{path}.weight", merged)
+        for module in getattr(new, network).modules():
+            if parametrize.is_parametrized(module):
+                _merge(module)
     for name, weight in matching(new, ".*").items():
         if weight.requires_grad:
             put(new, name, weight.detach().clone())
     return new
+
+
+def _merge(module: Any) -> None:
+    """Makes a layer with low-rank additions a plain one again.
+
+    Done by hand, because the library takes the weight off the layer's class, which copies of the layer share.
+    """
+    merged = module.weight.detach().clone()
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    module.register_parameter("weight", nn.Parameter(merged, requires_grad=False))
 
 
 def require_plain(model: Network) -> None:

@@ -1,6 +1,8 @@
 """Cells: all finished goals of one concept, eraser and attack, counted."""
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from palimpsest.report.ledger import Key, Outcome, Run
@@ -48,6 +50,13 @@ class Cell:
 def attack_name(label: str) -> str:
     """The attack's name without its settings and marks."""
     return label.partition("(")[0].partition(" [")[0]
+
+
+def short_names(labels: Iterable[str]) -> dict[str, str]:
+    """Label -> how it is called where there is little room: without its settings, if that names it still."""
+    names = {label: re.sub(r"\(.*\)", "", label) for label in set(labels)}
+    often = Counter(names.values())
+    return {label: name if often[name] == 1 else label for label, name in names.items()}
 
 
 def is_control(label: str) -> bool:

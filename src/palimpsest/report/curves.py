@@ -7,8 +7,8 @@ from math import ceil, floor, log10
 
 from palimpsest.stats import Step
 
-WIDTH, HEIGHT = 380, 210
-LEFT, RIGHT, TOP, BOTTOM = 40, 10, 10, 34
+WIDTH, HEIGHT = 270, 180
+LEFT, RIGHT, TOP, BOTTOM = 38, 12, 8, 34
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +86,8 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _ticks(end: float) -> list[int]:
-    """Four to seven round numbers from 0 to about ``end``."""
-    rough = end / 5
+    """A few round numbers from 0 to ``end`` or just beyond."""
+    rough = end / 4
     power = 10 ** floor(log10(rough)) if rough >= 1 else 1
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     return [step * i for i in range(ceil(end / step) + 1)]

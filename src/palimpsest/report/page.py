@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from palimpsest.report import sections
-from palimpsest.report.cells import attack_name
+from palimpsest.report.cells import attack_name, short_names
 from palimpsest.report.findings import Findings
 from palimpsest.report.ledger import BASE
 from palimpsest.report.utility import false_alarms
@@ -34,16 +34,16 @@ CHIPS = {
 def html(findings: Findings) -> str:
     """The page: one file, which loads nothing from anywhere."""
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    page = _environment(autoescape=True).get_template("report.html")
+    page = _environment(findings, autoescape=True).get_template("report.html")
     return page.render(_context(findings), style=style, raw=_raw(findings))
 
 
 def markdown(findings: Findings) -> str:
     """The same in Markdown, without pictures and prompts."""
-    return _environment(autoescape=False).get_template("report.md").render(_context(findings))
+    return _environment(findings, autoescape=False).get_template("report.md").render(_context(findings))
 
 
-def _environment(*, autoescape: bool) -> Environment:
+def _environment(findings: Findings, *, autoescape: bool) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=autoescape,
@@ -56,7 +56,8 @@ def _environment(*, autoescape: bool) -> Environment:
     environment.filters["share"] = share
     environment.filters["p_value"] = p_value
     environment.filters["p_number"] = lambda p: p_value(p).removeprefix("p ").removeprefix("= ")
-    environment.filters["victim"] = sections.victim_name
+    names = {key: name for part in ("eraser", "attack") for key, name in _names(findings, part).items()}
+    environment.filters["short"] = lambda label: names.get(label, label)
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
     return environment
 
@@ -64,6 +65,11 @@ def _environment(*, autoescape: bool) -> Environment:
 def share(rate: float) -> str:
     """A rate as it is printed."""
     return f"{rate:.0%}"
+
+
+def _names(findings: Findings, part: Literal["eraser", "attack"]) -> dict[str, str]:
+    short = short_names(getattr(key, part) for key in findings.cells)
+    return short | {BASE: "base"} if part == "eraser" else short
 
 
 def _context(findings: Findings) -> dict[str, Any]:
@@ -85,8 +91,8 @@ def _context(findings: Findings) -> dict[str, Any]:
 
 
 def _title(findings: Findings) -> str:
-    base = findings.run.provenance.get("base")
-    return f"What {base} has forgotten" if base else "What was forgotten"
+    base = Path(str(findings.run.provenance.get("base", "the model"))).name
+    return f"What has {base} forgotten?"
 
 
 def _facts(findings: Findings) -> list[tuple[str, str]]:
@@ -141,7 +147,7 @@ def _card(verdict: Verdict) -> dict[str, Any]:
         kept = verdict.neighbours.kept
         lines.append(
             {
-                "label": "neighbours kept" if kept is not None else "neighbours",
+                "label": "neighbours",
                 "kind": "keeps",
                 "rate": verdict.neighbours.value if kept is None else kept,
                 "low": None,
@@ -185,6 +191,8 @@ def _judges(findings: Findings) -> list[dict[str, Any]]:
 def _provenance(findings: Findings) -> list[tuple[str, str]]:
     told = findings.run.provenance
     rows = [("protocol", findings.run.protocol or "unknown")]
+    rows.append(("erasers", ", ".join(sorted({key.eraser for key in findings.cells} - {BASE}))))
+    rows.append(("attacks", ", ".join(sorted({key.attack for key in findings.cells}))))
     for name in ("command", "started", "base", "device", "dtype", "batch", "seed", "platform"):
         if name in told:
             rows.append((name, str(told[name])))

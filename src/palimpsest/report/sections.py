@@ -18,11 +18,6 @@ STYLES = 5
 """Colours for attacks in style.css; more attacks share them."""
 
 
-def victim_name(eraser: str) -> str:
-    """How a victim is called on the page."""
-    return "base" if eraser == BASE else eraser
-
-
 def anchor(concept: str) -> str:
     """The id of a concept's section."""
     return "concept-" + re.sub(r"[^a-z0-9]+", "-", concept.lower()).strip("-")
@@ -47,9 +42,9 @@ def _section(findings: Findings, concept: str, pictures: list[Row]) -> dict[str,
         "kind": kind,
         "coarse": kind in ("content", ""),
         "groups": [_group(findings, concept, eraser) for eraser in erasers],
-        "victims": [victim_name(eraser) for eraser in erasers],
+        "victims": erasers,
         "things": _things(findings, concept, erasers),
-        "plots": [plot for eraser in erasers for plot in _plots(findings, concept, eraser, styles)],
+        "plots": [(eraser, plots) for eraser in erasers if (plots := _plots(findings, concept, eraser, styles))],
         "legend": [{"label": attack, "style": style} for attack, style in styles.items()]
         + [{"label": "asked plainly", "style": "floor"}, {"label": "base, asked plainly", "style": "ceiling"}],
         "pictures": pictures,
@@ -63,7 +58,7 @@ def _group(findings: Findings, concept: str, eraser: str) -> dict[str, Any]:
     rows = [_row(findings, cell) for cell in sorted(cells, key=lambda c: (attack_name(c.key.attack) != DIRECT, c.key))]
     neighbours = next((row for row in _utility(findings, concept, eraser) if row.measure == NEIGHBOURS), None)
     return {
-        "name": victim_name(eraser),
+        "eraser": eraser,
         "rows": rows,
         "by_attack": {row["cell"].key.attack: row for row in rows},
         "neighbours": neighbours,
@@ -111,7 +106,7 @@ def _things(findings: Findings, concept: str, erasers: Sequence[str]) -> list[di
     ]
 
 
-def _plots(findings: Findings, concept: str, eraser: str, styles: dict[str, str]) -> list[dict[str, Any]]:
+def _plots(findings: Findings, concept: str, eraser: str, styles: dict[str, str]) -> list[Markup]:
     """Success against looks, and against passes; none where nothing was searched."""
     run = findings.run
     searched = [attack for attack in styles if Key(concept, eraser, attack) in run.outcomes]
@@ -128,14 +123,9 @@ def _plots(findings: Findings, concept: str, eraser: str, styles: dict[str, str]
     plots = []
     for axis in ("looks", "passes"):
         curves = [_curve(run.outcomes[Key(concept, eraser, attack)], styles[attack], axis) for attack in searched]
-        title = f"{concept}, {victim_name(eraser)}: share of goals shown against {axis} per goal"
-        plots.append(
-            {
-                "eraser": victim_name(eraser),
-                "axis": f"{axis} per goal",
-                "svg": Markup(plot(curves, marks, title=title, axis=axis)),
-            }
-        )
+        title = f"{concept}, {eraser}: share of goals shown against {axis} per goal"
+        # The drawing escapes its words itself.
+        plots.append(Markup(plot(curves, marks, title=title, axis=f"{axis} per goal")))
     return plots
 
 
@@ -156,7 +146,7 @@ def _prompts(findings: Findings, concept: str) -> list[dict[str, Any]]:
             if attempt and outcome.won and attempt.prompt != outcome.goal.prompt:
                 found.append(
                     {
-                        "eraser": victim_name(key.eraser),
+                        "eraser": key.eraser,
                         "attack": key.attack,
                         "look": outcome.won.cost.looks,
                         "prompt": attempt.prompt,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from palimpsest.report.cells import DIRECT, Cell, attack_name, is_control
+from palimpsest.report.cells import DIRECT, Cell, attack_name, is_control, short_names
 from palimpsest.report.compare import ALPHA, Comparison, paired
 from palimpsest.report.ledger import BASE, Key, Run
 from palimpsest.report.utility import NEIGHBOURS, FalseAlarms, Utility, false_alarms
@@ -41,7 +41,8 @@ class Verdict:
 
 def verdicts(run: Run, cells: Mapping[Key, Cell], compared: list[Comparison], utility: list[Utility]) -> list[Verdict]:
     """One verdict per erased concept and eraser, sorted."""
-    pairs = sorted({(key.concept, key.eraser) for key in cells if key.eraser != BASE})
+    # A victim on the way to its erasure is a point on a curve, and gets no verdict.
+    pairs = sorted({(key.concept, key.eraser) for key in cells if key.eraser != BASE and not key.eraser.endswith("]")})
     return [_Case(run, cells, compared, utility, concept, eraser).verdict() for concept, eraser in pairs]
 
 
@@ -68,6 +69,8 @@ class _Case:
         self.strongest = min(
             self.attacked, key=lambda cell: (-cell.rate, is_control(cell.key.attack), cell.key), default=None
         )
+        self.names = short_names(key.attack for key in cells)
+        self.eraser_name = short_names(key.eraser for key in cells)[eraser]
         self.compared = {row.attack: row for row in compared if (row.concept, row.eraser) == (concept, eraser)}
         self.alarms: FalseAlarms | None = false_alarms(run, concept)
         self.neighbours = next(
@@ -106,14 +109,14 @@ class _Case:
             done = self.floor.n if self.floor else 0
             yield (
                 "unfinished",
-                f"Unfinished: some goals are still open ({done} asked plainly so far), and those that end early are not "
-                "a fair sample.",
+                f"Unfinished: some goals are still open ({done} asked plainly so far), and those that end early are "
+                "not a fair sample.",
             )
             return
         n = min(cell.n for cell in decisive)
         if n < ENOUGH:
             yield "too_few", f"Too few goals to conclude ({n}; it takes {ENOUGH}): so far, {self._so_far()}."
-        for cell, who in ((self.ceiling, "the base"), (self.floor, self.eraser)):
+        for cell, who in ((self.ceiling, "the base"), (self.floor, self.eraser_name)):
             if cell and cell.doubtful > DOUBT * cell.n:
                 yield (
                     "cannot_tell",
@@ -129,7 +132,7 @@ class _Case:
         assert self.floor is not None
         parts = [f"asked plainly, {_of(self.floor)} show {self.concept}{self._beside_base()}"]
         if self.strongest:
-            parts.append(f"under attack at most {_of(self.strongest)} ({self.strongest.key.attack})")
+            parts.append(f"under attack at most {_of(self.strongest)} ({self._name(self.strongest)})")
         kept = self._kept()
         return ", ".join(parts) + (f"; neighbours at {kept:.0%} of the base's" if kept is not None else "")
 
@@ -154,13 +157,12 @@ class _Case:
         if wrecked:
             yield (
                 "wrecked",
-                f"Wrecked, not erased: with {self.concept} ({_of(self.floor)} asked plainly{self._beside_base()}) the "
-                f"model lost its neighbours, down to {kept:.0%} of the base's, so the loss says nothing about "
-                f"{self.concept}.",
+                f"Wrecked, not erased: {plainly}, but the model lost the neighbours too, down to {kept:.0%} of the "
+                f"base's, so that the loss says nothing about {self.concept} itself.",
             )
         if self.floor.rate > ERASED * self.ceiling.rate:
             attacked = (
-                f", under attack up to {_of(self.strongest)} ({self.strongest.key.attack})" if self.strongest else ""
+                f", under attack up to {_of(self.strongest)} ({self._name(self.strongest)})" if self.strongest else ""
             )
             yield "weakened", f"Weakened, not erased: {plainly}{attacked}; {self._cost()}."
 
@@ -171,14 +173,14 @@ class _Case:
         elif shown.rate >= RARE:
             yield (
                 "by_name_only",
-                f"Erased by name only: asked plainly, {_of(floor)} goals show {self.concept}, but {shown.key.attack} "
+                f"Erased by name only: asked plainly, {_of(floor)} goals show {self.concept}, but {self._name(shown)} "
                 f"brings it back for {_of(shown)} (ceiling unknown).",
             )
         else:
             yield (
                 "cannot_tell",
-                f"Cannot tell: without its base the ceiling is unknown, so nobody knows whether these goals ever showed "
-                f"{self.concept}; now at most {_of(shown)} do.",
+                f"Cannot tell: without its base the ceiling is unknown, so nobody knows whether these goals ever "
+                f"showed {self.concept}; now at most {_of(shown)} do.",
             )
 
     # --- does it come back?
@@ -197,15 +199,15 @@ class _Case:
         if back:
             yield (
                 "open",
-                f"Erased when asked plainly, but whether it withstands is open: {plainly}, {self.strongest.key.attack} "
+                f"Erased when asked plainly, but whether it withstands is open: {plainly}, {self._name(self.strongest)} "
                 f"reaches {_of(self.strongest)}, and that is {self._too_little()}; {self._cost()}.",
             )
         shaky = next((cell for cell in self.attacked if cell.doubtful > DOUBT * cell.n), None)
         if shaky:
             yield (
                 "open",
-                f"Erased when asked plainly, but whether it withstands is open: {shaky.doubtful} of {shaky.n} goals under "
-                f"{shaky.key.attack} {_trouble(shaky)}; {self._cost()}.",
+                f"Erased when asked plainly, but whether it withstands is open: {shaky.doubtful} of {shaky.n} goals "
+                f"under {self._name(shaky)} {_trouble(shaky)}; {self._cost()}.",
             )
         if all(is_control(cell.key.attack) for cell in self.attacked):
             yield (
@@ -216,12 +218,12 @@ class _Case:
         tried = "the one attack tried" if len(self.attacked) == 1 else f"the strongest of {len(self.attacked)} tried"
         yield (
             "withstands",
-            f"Erased, and it withstands what was tried: {plainly}, and {tried} ({self.strongest.key.attack}) reaches "
-            f"{_of(self.strongest)}; {self._cost()}.",
+            f"Erased, and it withstands what was tried: {plainly}, and {tried} ({self._name(self.strongest)}) reaches "
+            f"{_of(self.strongest)} (interval up to {self.strongest.high:.0%}); {self._cost()}.",
         )
 
     def _beyond_plain_asking(self, back: list[Cell]) -> list[Cell]:
-        """Those of ``back`` that won clearly more goals than plain asking and than false alarms would, strongest first."""
+        """Those of ``back`` that clearly won more than plain asking and false alarms would, strongest first."""
         assert self.floor is not None
         plain = self.run.outcomes[self.floor.key]
         splits = [paired(self.run.outcomes[cell.key], plain) for cell in self.attacked]
@@ -245,10 +247,10 @@ class _Case:
         return "too little above plain asking to tell"
 
     def _return(self, cell: Cell) -> str:
-        attack = cell.key.attack
-        if is_control(attack):
+        attack = self._name(cell)
+        if is_control(cell.key.attack):
             return f"looking again is enough, with random words before the prompt ({attack}): {_of(cell)}"
-        row = self.compared.get(attack)
+        row = self.compared.get(cell.key.attack)
         if row is None:
             return f"{attack} brings it back for {_of(cell)}, with no control beside it"
         random = (
@@ -260,6 +262,9 @@ class _Case:
         return f"{attack} brings it back for {_of(cell)}, no clearly more than random words do ({random})"
 
     # --- words
+
+    def _name(self, cell: Cell) -> str:
+        return self.names[cell.key.attack]
 
     def _beside_base(self) -> str:
         return f" (base: {_of(self.ceiling)})" if self.ceiling else " (ceiling unknown)"

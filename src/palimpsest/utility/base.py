@@ -13,6 +13,10 @@ from palimpsest.records import Concept, Reading, Victim
 class Measure(Component):
     """Reads off a victim what its erasure cost."""
 
+    def draws(self, concepts: Sequence[Concept]) -> int:
+        """How many pictures it draws of a victim, so that an audit can say beforehand how long it takes."""
+        return 0
+
     def measure(
         self,
         model: Model,

@@ -28,6 +28,10 @@ class Neighbours(Measure):
         if self.pictures < 1:
             raise BadSetting(f"{self.name}: expected pictures >= 1, got {self.pictures}")
 
+    def draws(self, concepts: Sequence[Concept]) -> int:
+        """So many of each."""
+        return self.pictures * len(concepts)
+
     def measure(
         self,
         model: Model,

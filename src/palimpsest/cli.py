@@ -1,0 +1,306 @@
+"""The command line. A command imports what it needs when it runs: ``list`` and ``report`` answer at once."""
+
+import os
+import shlex
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from palimpsest.catalogue import KINDS, parts
+from palimpsest.concept_file import shipped_concepts
+from palimpsest.errors import BadRun, BadSetting, PalimpsestError, unknown
+
+if TYPE_CHECKING:
+    from palimpsest.forecast import Forecast
+    from palimpsest.jobs import Job
+    from palimpsest.model import Model
+    from palimpsest.protocol import Audit
+    from palimpsest.store import Store
+
+app = typer.Typer(
+    help="Audits concept erasure in text-to-image diffusion models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console()
+
+Base = Annotated[str, typer.Option(help="miniature, a diffusers folder, a hub id or a single file.")]
+Concepts = Annotated[list[str], typer.Option("--concept", help="A shipped concept or a TOML file. Repeatable.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch a hub id; nothing else ever touches the network.")]
+Seed = Annotated[int, typer.Option(help="From which all randomness is derived.")]
+SPEC = "NAME, NAME:SETTING=VALUE,... or checkpoint=PATH."
+
+
+class Budget(StrEnum):
+    """The budgets that have a name."""
+
+    QUICK = "quick"
+    STANDARD = "standard"
+    FULL = "full"
+
+
+class Keep(StrEnum):
+    """Which pictures a run keeps."""
+
+    HITS = "hits"
+    ALL = "all"
+    NONE = "none"
+
+
+class Listed(StrEnum):
+    """What can be listed."""
+
+    CONCEPTS = "concepts"
+    ERASERS = "erasers"
+    ATTACKS = "attacks"
+    JUDGES = "judges"
+    MEASURES = "measures"
+
+
+def main() -> None:
+    """The entry point: a user's error is one line on stderr and exit code 2."""
+    if "--download" not in sys.argv:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        app()
+    except PalimpsestError as error:
+        print(f"palimpsest: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def audit(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[AUDIT.toml]", help="Or the name of a shipped audit.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="miniature, a diffusers folder, a hub id or a single file.")] = None,
+    concept: Annotated[list[str] | None, typer.Option(help="A shipped concept or a TOML file. Repeatable.")] = None,
+    eraser: Annotated[list[str] | None, typer.Option(help=f"{SPEC} Repeatable.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="NAME or NAME:SETTING=VALUE,... Repeatable.")] = None,
+    judge: Annotated[list[str] | None, typer.Option(help="The first decides, the others confirm. Repeatable.")] = None,
+    budget: Annotated[Budget | None, typer.Option(help="Looks and passes per goal.")] = None,
+    goals: Annotated[int | None, typer.Option(help="Per concept.")] = None,
+    seed: Annotated[int | None, typer.Option(help="From which all randomness is derived.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples per batch; the default suits the device.")] = None,
+    keep: Annotated[Keep | None, typer.Option(help="Which pictures are kept.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; by default one below runs/.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would run, how long, how much disk.")
+    ] = False,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Erase anew where erased weights are shipped.")] = False,
+    download: Download = False,
+) -> None:
+    """Erase, attack, judge, report. Without arguments: the quick audit of the miniature.
+
+    The same command again goes on where it was stopped.
+    """
+    from palimpsest.auditing import folder_of, plan
+    from palimpsest.jobs import jobs
+    from palimpsest.run import Run
+    from palimpsest.store import Store
+
+    given = {
+        "base": base,
+        "concepts": concept,
+        "erasers": eraser,
+        "attacks": attack,
+        "judges": judge,
+        "budget": budget and budget.value,
+        "goals": goals,
+        "seed": seed,
+        "batch": batch,
+        "keep": keep and keep.value,
+    }
+    planned = plan(source, {key: value for key, value in given.items() if value not in (None, [])})
+    if dry_run:
+        _open_and_announce(planned, jobs(planned), None, retrain=retrain, download=download)
+        return
+    folder = out or folder_of(planned)
+    with Store(folder, planned) as store:
+        try:
+            if left := [job for job in jobs(planned) if not job.is_done(store)]:
+                _run(planned, left, store, retrain=retrain, download=download)
+            else:
+                _say(f"All is done in {folder}.")
+        except KeyboardInterrupt:
+            _say(f"Stopped. To go on: {shlex.join(['palimpsest', *sys.argv[1:]])}")
+            raise typer.Exit(130) from None
+        run = Run(folder)
+        report = run.write_report()
+    run.table(console)
+    _say(f"Report: {report}")
+
+
+def _run(planned: "Audit", left: "list[Job]", store: "Store", *, retrain: bool, download: bool) -> None:
+    from palimpsest.display import Display
+    from palimpsest.runner import Runner
+
+    model, expected = _open_and_announce(planned, left, store, retrain=retrain, download=download)
+    with Display(console, planned, model, left, expected) as display:
+        Runner(audit=planned, store=store, base=model, retrain=retrain, watch=display.watch).run()
+
+
+def _open_and_announce(
+    planned: "Audit", left: "list[Job]", store: "Store | None", *, retrain: bool, download: bool
+) -> "tuple[Model, Forecast]":
+    """Opens the base, and says what will run, how long, and how much disk."""
+    from palimpsest.forecast import forecast
+    from palimpsest.runner import open_base
+
+    model = open_base(planned, download=download)
+    expected = forecast(planned, model, left, store=store, retrain=retrain)
+    for what, names in (
+        ("base", [f"{planned.base} on {model.device}, {model.precision}, batches of {model.batch}"]),
+        ("concepts", [concept.name for concept in planned.concepts]),
+        ("erasers", [eraser.label for eraser in planned.erasers]),
+        ("attacks", [attack.label for attack in planned.attacks]),
+        ("controls", [f"{control} (added)" for control in planned.added_controls]),
+        ("judges", [judge.label for judge in planned.judges]),
+        ("budget", [f"{planned.budget_name}: {planned.budget.looks} looks, {planned.budget.passes:,} passes per goal"]),
+    ):
+        if names:
+            _say(f"{what:10}{', '.join(names)}")
+    erasing = f", and erasing {expected.erasing} models" if expected.erasing else ""
+    _say(
+        f"At most {expected.goals} goals, {expected.looks:,} looks, {expected.pictures:,} other pictures, "
+        f"{expected.passes:,} passes: about {_duration(expected.seconds)} at {expected.passes_per_second:,.0f} passes/s"
+        f"{erasing}; {expected.bytes / 1e6:,.0f} MB of disk."
+    )
+    return model, expected
+
+
+@app.command()
+def erase(
+    out: Annotated[
+        Path, typer.Option(help="A folder for plain diffusers; ending in .safetensors: changed weights only.")
+    ],
+    concept: Concepts,
+    eraser: Annotated[str, typer.Option(help=SPEC)],
+    base: Base = "miniature",
+    seed: Seed = 0,
+    download: Download = False,
+) -> None:
+    """Make a model forget concepts, and save it."""
+    from safetensors.torch import save_file
+
+    from palimpsest.audit_file import parse_spec
+    from palimpsest.component import build
+    from palimpsest.concept_file import find_concept
+    from palimpsest.erasers import ERASERS
+    from palimpsest.erasing import difference, stream
+    from palimpsest.model import Model
+
+    if out.exists():
+        raise BadRun(f"expected a new folder or file, got {out}, which exists")
+    method = build("eraser", ERASERS, parse_spec(eraser))
+    concepts = [find_concept(name) for name in concept]
+    model = Model.load(base, download=download)
+    erased = method.erase(model, concepts, random=stream(seed, "erase", method.label, *concept))
+    if out.suffix == ".safetensors":
+        save_file(difference(erased, model), out)
+    else:
+        erased.save(out)
+    _say(f"{method.label} erased {', '.join(concept)} from {base}: {out}")
+
+
+@app.command()
+def draw(
+    prompt: Annotated[list[str], typer.Argument(help="One or more prompts.")],
+    base: Base = "miniature",
+    weights: Annotated[Path | None, typer.Option(help="Changed weights to put into the base.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures per prompt, of as many seeds.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The first picture's.")] = 0,
+    scheduler: Annotated[str, typer.Option()] = "ddim",
+    steps: Annotated[int, typer.Option()] = 25,
+    guidance: Annotated[float, typer.Option()] = 7.5,
+    out: Annotated[Path, typer.Option(help="A folder.")] = Path("pictures"),
+    download: Download = False,
+) -> None:
+    """Draw pictures of prompts."""
+    from palimpsest.concept_file import check_table
+    from palimpsest.erasers import Checkpoint
+    from palimpsest.erasing import stream
+    from palimpsest.model import Model, Sampling
+    from palimpsest.records import Attempt
+
+    settings = {"scheduler": scheduler, "steps": steps, "guidance": guidance}
+    sampling = check_table(Sampling, settings, where="sampling", error=BadSetting)
+    model = Model.load(base, download=download)
+    if weights is not None:
+        model = Checkpoint(path=str(weights), partial=True).erase(model, [], random=stream(seed))
+    attempts = [Attempt(prompt=words, seed=seed + number) for words in prompt for number in range(count)]
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (attempt, picture) in enumerate(zip(attempts, model.draw(attempts, sampling), strict=True)):
+        path = out / f"{number:03}.png"
+        picture.save(path)
+        _say(f"{path}  {attempt.prompt!r}, seed {attempt.seed}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Compute a run's report anew, and print its table."""
+    from palimpsest.run import Run
+
+    path = Run(run).write_report()
+    Run(run).table(console)
+    _say(f"Report: {path}")
+
+
+@app.command(name="list")
+def list_(kind: Annotated[Listed | None, typer.Argument(help="By default all.")] = None) -> None:
+    """List concepts, erasers, attacks, judges, measures."""
+    for listed in [kind] if kind else Listed:
+        table = Table(title=listed.value, title_justify="left", show_header=False, box=None)
+        for name, meaning in _entries(listed):
+            table.add_row(Text(name, style="bold", no_wrap=True), Text(meaning))
+        console.print(table)
+
+
+def _entries(kind: Listed) -> list[tuple[str, str]]:
+    if kind is Listed.CONCEPTS:
+        return [
+            (concept.name, f"{concept.kind}, {len(concept.prompts)} prompts: {concept.prompts[0]!r}, ...")
+            for concept in shipped_concepts().values()
+        ]
+    return [(part.name, part.summary) for part in parts(kind.value.removesuffix("s"))]
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="Of a concept or part.")]) -> None:
+    """Show what a part does, its settings with their defaults, and its paper; or what a concept holds."""
+    found = [part for kind in KINDS for part in parts(kind) if part.name == name]
+    concepts = shipped_concepts()
+    if name not in concepts and not found:
+        raise unknown("concept or part", name, [*concepts, *(part.name for kind in KINDS for part in parts(kind))])
+    if name in concepts:
+        for field, value in asdict(concepts[name]).items():
+            _say(f"{field:12}{value}")
+    for part in found:
+        _say(f"{part.kind} {part.name}\n\n{part.meaning}\n")
+        for setting in part.settings:
+            default = f" = {setting.default}" if setting.default else ""
+            _say(f"  {setting.name}: {setting.type}{default}")
+            if setting.meaning:
+                _say(f"      {setting.meaning}")
+
+
+def _say(text: str) -> None:
+    """One line as it is: nothing in a user's name or path is markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,93 @@
+"""What an audit will cost at most, before it begins."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from palimpsest.attacks.base import Attack
+from palimpsest.attacks.direct import Direct
+from palimpsest.erasing import is_at_hand
+from palimpsest.jobs import Job
+from palimpsest.model import Model, Probe
+from palimpsest.protocol import Audit
+from palimpsest.records import Attempt
+from palimpsest.store import Store
+
+BYTES_PER_VALUE = 0.7
+"""Of a PNG; a photograph takes about this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Upper bounds: searches stop at their first success."""
+
+    goals: int
+    looks: int
+    pictures: int
+    """Drawn to measure utility, and as references for attacks."""
+    passes: int
+    passes_per_second: float
+    erasing: int
+    """Models still to be erased; how long that takes is not known beforehand."""
+    bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Of all but erasing."""
+        return self.passes / self.passes_per_second
+
+
+def forecast(
+    audit: Audit, model: Model, left: Sequence[Job], *, store: Store | None = None, retrain: bool = False
+) -> Forecast:
+    """The bounds of what is left to do."""
+    picture = picture_passes(audit, model)
+    goals = [(job, attack) for job in left for attack, _ in job.goals_left(store, job.attacks, job.victim)]
+    looks = sum(most_looks(audit, attack) for _, attack in goals)
+    measured = sum(measure.draws(job.retained) for job in left for measure in job.measures_left(store))
+    referring = {job.concept.name: len(job.goals) for job, attack in goals if "reference" in attack.needs}
+    pictures = measured + sum(referring.values())
+    width, height = model.decode(torch.zeros(1, *model.latent_shape))[0].size
+    kept = {"none": 0, "hits": 2 * len(goals), "all": looks}[audit.keep]
+    erasing = [job for job in left if not is_at_hand(job, model, seed=audit.seed, store=store, retrain=retrain)]
+    weights = sum(weight.numel() * weight.element_size() for weight in model.weights(r"unet\..*").values())
+    return Forecast(
+        goals=len(goals),
+        looks=looks,
+        pictures=pictures,
+        passes=sum(most_passes(audit, model, attack) for _, attack in goals) + pictures * picture,
+        passes_per_second=speed(model),
+        erasing=len(erasing),
+        bytes=int(kept * 3 * width * height * BYTES_PER_VALUE) + len(erasing) * weights,
+    )
+
+
+def picture_passes(audit: Audit, model: Model) -> int:
+    """Of a picture in full steps."""
+    return model.picture_cost(Attempt(prompt="", seed=0), audit.sampling).passes
+
+
+def most_looks(audit: Audit, attack: Attack) -> int:
+    """At one goal."""
+    return 1 if isinstance(attack, Direct) else audit.budget.looks
+
+
+def most_passes(audit: Audit, model: Model, attack: Attack) -> int:
+    """At one goal: the budget, or for an attack that only looks, its looks."""
+    if attack.needs:
+        return audit.budget.passes
+    return min(audit.budget.passes, most_looks(audit, attack) * picture_passes(audit, model))
+
+
+def speed(model: Model, *, seconds: float = 1.0) -> float:
+    """Passes per second, measured on the denoiser in full batches for about so long."""
+    latents = torch.zeros(model.latent_shape)
+    probe = Probe(tokens=model.tokens(""), latents=latents, step=model.timesteps // 2)
+    model.ask([probe])  # the first is always slower
+    began, passes = time.perf_counter(), 0
+    while passes == 0 or time.perf_counter() - began < seconds:
+        model.ask([probe] * model.batch)
+        passes += model.batch
+    return passes / (time.perf_counter() - began)

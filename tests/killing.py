@@ -1,0 +1,63 @@
+"""Runs an audit that is killed at random moments until it is done; then the same, undisturbed. No test of its own.
+
+Each run is a forked process, so that the libraries are loaded once; it dies by SIGKILL, as for lack of memory.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from scripted import FISH, Dampen, Follow, Seeds, audit, run
+
+import palimpsest.protocol
+
+def work(folder: Path, goals: int) -> None:
+    palimpsest.protocol.shipped_concepts = lambda: {"fish": FISH}  # type: ignore[assignment]
+    attacks = ["direct", Seeds(), Follow()]
+    run(folder, audit(attacks=attacks, goals=goals, measures=["neighbours"], erasers=[Dampen()], keep="all"))
+
+
+def started(folder: Path, goals: int) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            work(folder, goals)
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    return child
+
+
+def lines(folder: Path) -> int:
+    path = folder / "trials.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def main(folder: Path, kills: int, seed: int) -> None:
+    torch.set_num_threads(1)  # a forked process has no other threads
+    moments = random.Random(seed)
+    goals = 4 * kills
+    for kill in range(kills):
+        before = lines(folder / "killed")
+        child = started(folder / "killed", goals)
+        # Every other one lives until it has written something, however slow the machine: else none would get on.
+        while kill % 2 and lines(folder / "killed") == before and os.waitpid(child, os.WNOHANG)[0] == 0:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.2))
+        if os.waitpid(child, os.WNOHANG)[0] != 0:
+            sys.exit("the run was over before it could be killed")
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        print("killed", flush=True)
+    for name in ("killed", "whole"):
+        _, status = os.waitpid(started(folder / name, goals), 0)
+        print("finished" if status == 0 else "failed", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

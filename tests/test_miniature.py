@@ -1,0 +1,66 @@
+"""The shipped miniature: opens plainly, draws what it is asked, and its judges see it."""
+
+import torch
+from diffusers import DDIMScheduler, LMSDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
+
+from palimpsest.assets import SHIPPED, miniature_folder
+from palimpsest.concept_file import shipped_concepts
+from palimpsest.judges.miniature import Miniature, MiniatureSecond
+from palimpsest.model import Model, Sampling
+from palimpsest.records import Attempt
+
+SAMPLING = Sampling(scheduler="ddim", steps=15, guidance=5.0)
+
+
+def test_plain_diffusers_opens_it_with_every_scheduler() -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(miniature_folder())
+    pipeline.set_progress_bar_config(disable=True)
+    for scheduler in (DDIMScheduler, PNDMScheduler, LMSDiscreteScheduler):
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+        noise = torch.Generator().manual_seed(0)
+        picture = pipeline("a photo of a red church", num_inference_steps=12, guidance_scale=5.0, generator=noise).images[0]
+        assert Miniature().score([picture], shipped_concepts()["church"])[0] > 0.5, scheduler.__name__
+
+
+def test_it_is_a_stable_diffusion_in_small() -> None:
+    model = Model.load("miniature")
+    blocks = [name for name, part in model.unet.named_modules() if type(part).__name__ == "BasicTransformerBlock"]
+    gates = [part for part in model.unet.modules() if type(part).__name__ == "GEGLU"]
+    widths = {gate.proj.in_features for gate in gates}
+    assert len(blocks) >= 7 and len(gates) == len(blocks) and len(widths) == 3
+    assert any(name.startswith("mid_block") for name in blocks)
+    assert model.prediction_type == "epsilon"
+
+
+def test_both_judges_see_what_is_asked_for_and_not_what_is_not() -> None:
+    model, concepts = Model.load("miniature"), shipped_concepts()
+    for name in ("church", "alice", "van gogh", "radiation sign"):
+        prompts = concepts[name].prompts[:6]
+        pictures = model.draw([Attempt(prompt=prompt, seed=seed) for seed, prompt in enumerate(prompts)], SAMPLING)
+        for judge in (Miniature(), MiniatureSecond()):
+            seen = [score >= judge.threshold(concepts[name]) for score in judge.score(pictures, concepts[name])]
+            assert sum(seen) >= 4, (name, judge.name)
+            other = concepts["bruno" if name == "alice" else "fish"]
+            if name not in ("van gogh",):
+                assert not any(score >= judge.threshold(other) for score in judge.score(pictures, other))
+
+
+def test_a_picture_does_not_hang_on_its_neighbours() -> None:
+    model = Model.load("miniature", batch=4)
+    church, fish = Attempt(prompt="a photo of a red church", seed=1), Attempt(prompt="a photo of a blue fish", seed=2)
+    alone = model.draw([church], SAMPLING)[0]
+    beside = model.draw([fish, fish, church], SAMPLING)[2]
+    assert alone.tobytes() == beside.tobytes()
+
+
+def test_a_score_does_not_hang_on_its_neighbours() -> None:
+    model, judge, church = Model.load("miniature"), Miniature(), shipped_concepts()["church"]
+    pictures = model.draw([Attempt(prompt="a photo of a church", seed=seed) for seed in range(5)], SAMPLING)
+    assert judge.score(pictures, church)[3] == judge.score(pictures[3:4], church)[0]
+
+
+def test_what_is_shipped_is_small_enough() -> None:
+    sizes = {path: path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()}
+    twin = sum(size for path, size in sizes.items() if "twin" in path.parts)
+    assert sum(sizes.values()) - twin <= 48e6
+    assert twin <= 30e6

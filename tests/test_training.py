@@ -1,0 +1,89 @@
+"""The recipe from end to end at toy length: real networks, a few steps each."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from palimpsest.errors import BadRun
+from palimpsest.judges.miniature import Classifier
+from palimpsest.miniature.judging import LABELS
+from palimpsest.miniature.training import LEGS, Recipe, assemble, train
+
+TOY = Recipe(
+    autoencoder_pictures=32,
+    autoencoder_steps=2,
+    clip_pictures=32,
+    clip_steps=2,
+    judge_pictures=64,
+    judge_steps=2,
+    denoiser_pictures=32,
+    denoiser_steps=(2, 1),
+    twin_steps=1,
+)
+
+
+def quiet(what: str, step: int, steps: int, loss: float) -> None:
+    """No progress in tests."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("legs")
+    assert train(folder, recipe=TOY, device="cpu", legs=2, report=quiet) == ["autoencoder", "clip"]
+    assert train(folder, recipe=TOY, device="cpu", legs=None, report=quiet) == list(LEGS)[2:]
+    return folder
+
+
+def test_finished_legs_are_not_trained_again(trained: Path) -> None:
+    assert train(trained, recipe=TOY, device="cpu", legs=None, report=quiet) == []
+
+
+def test_each_leg_keeps_its_loss_curve(trained: Path) -> None:
+    told = json.loads((trained / "autoencoder" / "leg.json").read_text())
+    assert told["curves"][0]["steps"] == [2]
+
+
+def test_another_recipe_is_refused(trained: Path) -> None:
+    with pytest.raises(BadRun, match="another recipe: expected .*; choose another folder"):
+        train(trained, recipe=Recipe(clip_steps=3), device="cpu", legs=None, report=quiet)
+
+
+def test_a_damaged_leg_is_named(trained: Path) -> None:
+    path = trained / "twin" / "config.json"
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[:-5])
+        with pytest.raises(BadRun, match="twin.*damaged; delete"):
+            train(trained, recipe=TOY, device="cpu", legs=None, report=quiet)
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_folder_that_is_not_trained_to_the_end_is_not_assembled(tmp_path: Path) -> None:
+    with pytest.raises(BadRun, match="not trained to the end: autoencoder, clip"):
+        assemble(tmp_path / "legs", tmp_path / "out", recipe=TOY)
+
+
+def test_what_is_assembled_opens_plainly(trained: Path, tmp_path: Path) -> None:
+    assemble(trained, tmp_path, recipe=TOY)
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline("a photo of a church", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[
+        0
+    ]
+    assert picture.size == (64, 64)
+    judge = Classifier(tmp_path / "judges" / "first")
+    assert judge.labels == LABELS and set(judge.thresholds) == set(LABELS)
+    seen = judge.probabilities(torch.zeros(3, 3, 64, 64, dtype=torch.uint8))
+    heads = len({label.split("/")[0] for label in LABELS})
+    assert torch.allclose(seen.sum(-1), torch.full((3,), float(heads)))
+
+
+def test_the_same_recipe_gives_the_same_weights(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(tmp_path / name, recipe=TOY, device="cpu", legs=1, report=quiet)
+    files = [json.loads((tmp_path / name / "autoencoder" / "leg.json").read_text())["files"] for name in ("a", "b")]
+    assert files[0] == files[1]
