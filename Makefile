@@ -28,6 +28,7 @@ clean:
 
 # The stamp is written last: a set-up that was interrupted starts again, one that is done is not repeated.
 $(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV), once: this takes some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@

@@ -8,21 +8,21 @@
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, islice
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from safetensors.torch import load_file
 from torch import Tensor
 from torchmetrics.image.kid import KernelInceptionDistance
 from transformers import CLIPModel
 
-from palimpsest.assets import clip_folder, twin_folder
+from palimpsest.assets import clip_folder
 from palimpsest.judges.miniature import Classifier, as_tensor, classifier
-from palimpsest.miniature.captions import article, caption, filler, plain
+from palimpsest.miniature.captions import caption, filler, plain
 from palimpsest.miniature.clip import captions_for, pixel_values
 from palimpsest.miniature.facts import (
     COLOURS,
@@ -367,14 +367,14 @@ def speed(bench: Bench) -> None:
             model = Model.load("miniature", precision=precision, batch=batch)
             attempts = [Attempt(prompt="a photo of a red church", seed=i) for i in range(batch)]
             model.draw(attempts[:1], SHORT)
-            pictures = _rate(lambda: model.draw(attempts, SAMPLING), batch)
+            pictures = _rate(partial(model.draw, attempts, SAMPLING), batch)
             tokens = model.tokens("a photo of a red church")
             noise = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(0))
             probes = [
                 Probe(tokens=tokens, latents=noise, step=500, loss=lambda said, _: said.square().mean(), wrt="words")
                 for _ in range(batch)
             ]
-            asked = _rate(lambda: model.ask(probes), batch)
+            asked = _rate(partial(model.ask, probes), batch)
             rows.append([precision, str(batch), f"{pictures:.1f}", f"{asked:.1f}"])
     table("Speed", ["precision", "batch", "pictures/s (25 steps, guidance)", "probes/s (forward and backward)"], rows)
     bench.told["speed"] = rows

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import torch
-from scripted import FISH, Dampen, Follow, Seeds, audit, run
 
 import palimpsest.protocol
+from scripted import FISH, Dampen, Follow, Seeds, audit, run
+
 
 def work(folder: Path, goals: int) -> None:
     palimpsest.protocol.shipped_concepts = lambda: {"fish": FISH}  # type: ignore[assignment]

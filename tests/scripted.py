@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from PIL.Image import Image
 from pydantic import TypeAdapter
-from tiny import tiny_model
 
 from palimpsest.attacks.base import Attack, Case, Need, Search, ask, look
 from palimpsest.audit_file import make_audit
@@ -21,6 +20,7 @@ from palimpsest.protocol import Audit
 from palimpsest.records import Attempt, Concept, Trial
 from palimpsest.runner import Runner
 from palimpsest.store import Store
+from tiny import tiny_model
 
 CHURCH = Concept(name="church", kind="object", prompts=("a photo of a church", "a church by the sea"))
 FISH = Concept(name="fish", kind="object", prompts=("a photo of a fish",))

@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pydantic import TypeAdapter
 
-from palimpsest.records import Attempt, Cost, End, Goal, Reading, Trial, Verdict, Victim, digest, to_json
+from palimpsest.records import Attempt, Cost, End, Goal, Reading, Trial, Verdict, Victim, digest
 from palimpsest.stats import wilson
 
+ADAPTERS: dict[type, TypeAdapter[Any]] = {record: TypeAdapter(record) for record in (Trial, Reading)}
 NEEDS = {"direct": [], "random_prefix": [], "unlearn_diff": ["reference", "gradients"]}
+
+
+def line(record: Trial | Reading) -> str:
+    return ADAPTERS[type(record)].dump_json(record).decode() + "\n"
 
 
 @dataclass
@@ -105,11 +111,13 @@ class SyntheticRun:
         provenance = {
             "protocol": digest("synthetic"),
             "concepts": {name: {"kind": kind, "goals": self.goals} for name, kind in self.kinds.items()},
-            "attacks": {name: {"needs": needs} for name, needs in NEEDS.items()},
+            "attacks": {
+                label: {"needs": NEEDS[label.partition("(")[0]]} for label in sorted({t.attack for t in self.trials})
+            },
         } | self.provenance
         (folder / "provenance.json").write_text(json.dumps(provenance), encoding="utf-8")
         for name, records in (("trials.jsonl", self.trials), ("readings.jsonl", self.readings)):
-            lines = [to_json(record) + "\n" for record in records]
+            lines = [line(record) for record in records]
             if order is not None:
                 random.Random(order).shuffle(lines)
             (folder / name).write_text("".join(lines), encoding="utf-8")

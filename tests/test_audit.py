@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from scripted import CHURCH, FISH, VAN_GOGH, Dampen, Hash, Seeds, audit
 
 from palimpsest.attacks import Direct, RandomPrefix, UnlearnDiff
 from palimpsest.attacks.base import BUDGETS
@@ -12,6 +11,7 @@ from palimpsest.audit_file import FOLDER, load_audit, make_audit, parse_spec
 from palimpsest.concept_file import check_concept, find_concept, shipped_concepts
 from palimpsest.erasers import Esd, Nothing, Uce
 from palimpsest.errors import BadAudit, BadConcept, BadSetting, PalimpsestError, UnknownName
+from scripted import CHURCH, FISH, VAN_GOGH, Dampen, Hash, Seeds, audit
 
 MINE = {"name": "church", "kind": "object", "prompts": ["a photo of a church", "a church"]}
 
@@ -61,7 +61,11 @@ def test_steps_that_are_given_go_before_the_budgets() -> None:
         ({"erasers": ["esd:lr=fast"]}, BadSetting, "eraser 'esd', setting 'lr': Input should be a valid number"),
         ({"erasers": ["esd:lr"]}, BadAudit, "expected name:setting=value,..., got 'esd:lr'"),
         ({"erasers": ["checkpoint=nowhere.safetensors"]}, PalimpsestError, "nowhere.safetensors"),
-        ({"attacks": ["unlern_diff"]}, UnknownName, "no attack called 'unlern_diff'; there are: direct, random_prefix,"),
+        (
+            {"attacks": ["unlern_diff"]},
+            UnknownName,
+            "no attack called 'unlern_diff'; there are: direct, random_prefix,",
+        ),
         ({"concepts": ["charch"]}, UnknownName, "no concept called 'charch'; there are: "),
         ({"concepts": ["nowhere.toml"]}, BadConcept, "nowhere.toml: expected a TOML file"),
         ({"budget": "huge"}, UnknownName, "no budget called 'huge'; there are: full, quick, standard"),

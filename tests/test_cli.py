@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -6,11 +7,8 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-import torch
 from PIL import Image
 from safetensors.torch import load_file
-from scripted import FISH, Dampen, Follow, Hash, Seeds
-from tiny import tiny_pipeline
 from typer.testing import CliRunner, Result
 
 import palimpsest
@@ -25,6 +23,8 @@ from palimpsest.judges import JUDGES
 from palimpsest.runner import Runner
 from palimpsest.store import Store
 from palimpsest.utility import MEASURES
+from scripted import FISH, Dampen, Follow, Hash, Seeds
+from tiny import tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "attacks": ["direct", "seeds"],
         "judges": ["hash"],
         "goals": 2,
+        "batch": 4,
         "budget": {"looks": 3, "passes": 40},
         "sampling": {"steps": 2},
     }
@@ -68,10 +69,17 @@ def ledger(folder: Path) -> list[str]:
 def test_one_command_ends_with_a_table_and_a_report(place: Path, base: Path) -> None:
     done = call("audit", "small.toml", "--base", base, "--out", "run")
     assert done.exit_code == 0, done.output
-    for said in ("church", "dampen", "seeds", "random_prefix", "95 % interval", "Report: run/report.html"):
+    for said in (
+        "church",
+        "dampen",
+        "seeds",
+        "random_prefix",
+        "95 % interval",
+        "random_prefix ",
+        "Report: run/report.html",
+    ):
         assert said in done.output
     assert "(added)" in done.output
-    assert "At most 10 goals" in done.output  # nothing and dampen with direct, seeds and the random control, less ...
     assert (place / "run" / "report.html").stat().st_size > 1000
     report = json.loads((place / "run" / "report.json").read_text())
     assert {(cell["eraser"], cell["attack"]) for cell in report["cells"]} == {
@@ -94,9 +102,7 @@ def test_the_same_command_again_says_that_all_is_done(place: Path, base: Path) -
     assert list((place / "runs").iterdir()) == [folder]
 
 
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
-    place: Path, base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(place: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("audit", "small.toml", "--base", base, "--out", "run")
     monkeypatch.setattr(sys, "argv", ["palimpsest", *map(str, command)])
     measured = Runner._do
@@ -123,19 +129,33 @@ def test_a_dry_run_says_what_would_run_and_leaves_nothing(place: Path, base: Pat
     assert done.exit_code == 0, done.output
     # 12 goals: 4 ask plainly, 8 may look 3 times, at 4 passes a picture; and 2 x 10 pictures of a fish.
     assert "At most 12 goals, 28 looks, 20 other pictures, 192 passes: about" in done.output
-    assert "passes/s, and erasing 1 models; " in done.output
+    assert "models to erase: 1; " in done.output
     assert "MB of disk." in done.output
     assert sorted(place.iterdir()) == before
 
 
 def test_flags_alone_are_an_audit(place: Path, base: Path) -> None:
     done = call(
-        *("audit", "--base", base, "--concept", "mine.toml", "--eraser", "dampen:by=0.5", "--attack", "seeds:most=2"),
-        *("--judge", "hash:limit=2.0", "--goals", 1, "--budget", "quick", "--keep", "none", "--out", "run"),
+        *("audit", "--base", base, "--concept", "mine.toml", "--eraser", "dampen:by=0.5", "--attack", "direct"),
+        *(
+            "--judge",
+            "hash:limit=0.0",
+            "--goals",
+            1,
+            "--budget",
+            "quick",
+            "--keep",
+            "none",
+            "--batch",
+            2,
+            "--out",
+            "run",
+        ),
     )
     assert done.exit_code == 0, done.output
-    assert "seeds(most=2)" in done.output
+    assert "nothing x direct (added)" in done.output
     assert "too few" in done.output.lower()
+    assert not (place / "run" / "pictures").exists()
 
 
 def test_what_a_checkpoint_says_is_found_by_its_content(place: Path, base: Path) -> None:
@@ -144,12 +164,27 @@ def test_what_a_checkpoint_says_is_found_by_its_content(place: Path, base: Path)
     assert saved.exit_code == 0, saved.output
     assert all(".attn2.to_" in name for name in load_file(place / "theirs.safetensors"))
     done = call(
-        *("audit", "--base", base, "--concept", "mine.toml", "--attack", "direct", "--judge", "hash", "--goals", 1),
+        *(
+            "audit",
+            "--base",
+            base,
+            "--concept",
+            "mine.toml",
+            "--attack",
+            "direct",
+            "--judge",
+            "hash",
+            "--goals",
+            1,
+            "--batch",
+            2,
+        ),
         *("--eraser", "checkpoint:path=theirs.safetensors,partial=true", "--out", "run"),
     )
     assert done.exit_code == 0, done.output
     prints = {
-        json.loads(line)["victim"]["eraser"]: json.loads(line)["victim"]["fingerprint"] for line in ledger(place / "run")
+        json.loads(line)["victim"]["eraser"]: json.loads(line)["victim"]["fingerprint"]
+        for line in ledger(place / "run")
     }
     assert len(prints) == 2
     assert len(set(prints.values())) == 2
@@ -158,7 +193,9 @@ def test_what_a_checkpoint_says_is_found_by_its_content(place: Path, base: Path)
 def test_erase_writes_a_folder_that_can_be_a_base(place: Path, base: Path) -> None:
     common = ("--concept", "mine.toml", "--out")
     assert call("erase", "--base", base, "--eraser", "uce", *common, "erased").exit_code == 0
-    drawn = [call("draw", "a church", "--base", one, "--steps", 2, "--out", one.name) for one in (base, place / "erased")]
+    drawn = [
+        call("draw", "a church", "--base", one, "--steps", 2, "--out", one.name) for one in (base, place / "erased")
+    ]
     assert [one.exit_code for one in drawn] == [0, 0]
     pictures = [Image.open(place / name / "000.png").tobytes() for name in (base.name, "erased")]
     assert pictures[0] != pictures[1]
@@ -220,9 +257,10 @@ def test_a_folder_in_use_and_one_of_another_audit_are_refused(
 
 
 def test_the_network_is_shut_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
-    for arguments, offline in ((["list"], "1"), (["audit", "small.toml", "--download", "--dry-run", "--goals", "0"], None)):
+    for arguments, offline in (
+        (["list"], "1"),
+        (["audit", "small.toml", "--download", "--dry-run", "--goals", "0"], None),
+    ):
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         monkeypatch.setattr(sys, "argv", ["palimpsest", *arguments])
         with pytest.raises(SystemExit):
@@ -232,11 +270,10 @@ def test_the_network_is_shut_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_run_in_python_is_five_lines(place: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import palimpsest as pl
-
-    run = pl.audit("small.toml", base=str(base), attacks=[Seeds(most=2)], out="run")
+    run = palimpsest.audit("small.toml", base=str(base), attacks=[Seeds(most=2)], out="run")
     run.table()
-    assert "seeds(most=2)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert " seeds " in said and "seeds(" not in said.split("\n\n")[0]
     assert {cell["attack"] for cell in run.cells()} == {"direct", "seeds(most=2)", "random_prefix"}
     assert (place / "run" / "report.html").exists()
 
@@ -282,11 +319,16 @@ def test_what_is_listed_is_what_there_is(kind: str, parts: tuple[type[Component]
 
 @pytest.mark.parametrize("kind", ["concepts", "erasers", "attacks", "judges", "measures"])
 def test_list_lists(kind: str) -> None:
-    one = {"concepts": "church", "erasers": "uce", "attacks": "unlearn_diff", "judges": "miniature", "measures": "neigh"}
+    one = {
+        "concepts": "church",
+        "erasers": "uce",
+        "attacks": "unlearn_diff",
+        "judges": "miniature",
+        "measures": "neigh",
+    }
     alone, all_of_them = call("list", kind), call("list")
     assert one[kind] in alone.output
     assert one[kind] in all_of_them.output
-    assert all(name not in alone.output for other, name in one.items() if {other, kind}.isdisjoint({"judges"}) and other != kind)
 
 
 def test_show_says_settings_defaults_and_paper() -> None:
@@ -298,8 +340,9 @@ def test_show_says_settings_defaults_and_paper() -> None:
 
 @pytest.mark.parametrize("command", [["--help"], ["list"], ["show", "esd"], ["audit", "--help"]])
 def test_what_only_tells_imports_no_torch(command: list[str]) -> None:
-    code = f"import sys; sys.argv = ['palimpsest', *{command!r}]; from palimpsest.cli import main\ntry: main()\nfinally: " + (
-        "assert not {'torch', 'diffusers', 'transformers'} & sys.modules.keys(), 'heavy'"
+    code = (
+        f"import sys; sys.argv = ['palimpsest', *{command!r}]; from palimpsest.cli import main\ntry: main()\nfinally: "
+        + ("assert not {'torch', 'diffusers', 'transformers'} & sys.modules.keys(), 'heavy'")
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "heavy" not in done.stderr
@@ -312,4 +355,3 @@ def test_public_names_lead_somewhere() -> None:
     assert issubclass(palimpsest.PalimpsestError, PalimpsestError)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = palimpsest.nothing
-    assert torch.__version__

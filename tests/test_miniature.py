@@ -18,8 +18,8 @@ def test_plain_diffusers_opens_it_with_every_scheduler() -> None:
     for scheduler in (DDIMScheduler, PNDMScheduler, LMSDiscreteScheduler):
         pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
         noise = torch.Generator().manual_seed(0)
-        picture = pipeline("a photo of a red church", num_inference_steps=12, guidance_scale=5.0, generator=noise).images[0]
-        assert Miniature().score([picture], shipped_concepts()["church"])[0] > 0.5, scheduler.__name__
+        drawn = pipeline("a photo of a red church", num_inference_steps=12, guidance_scale=5.0, generator=noise)
+        assert Miniature().score(drawn.images, shipped_concepts()["church"])[0] > 0.5, scheduler.__name__
 
 
 def test_it_is_a_stable_diffusion_in_small() -> None:

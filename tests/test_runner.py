@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripted import CHURCH, FISH, VAN_GOGH, Dampen, Follow, Hash, Seeds, audit, ends, made, run, trials
-from tiny import tiny_model
 
 from palimpsest.attacks.base import Attack, Case, Need, Search, ask, look
 from palimpsest.errors import BadRun
-from palimpsest.judges.base import Judge
 from palimpsest.jobs import jobs
+from palimpsest.judges.base import Judge
 from palimpsest.model import Model, Probe
 from palimpsest.records import Attempt, Concept, Cost
 from palimpsest.runner import Event, Runner, is_complete
 from palimpsest.store import Store
+from scripted import CHURCH, FISH, VAN_GOGH, Dampen, Follow, Hash, Seeds, audit, ends, made, run, trials
+from tiny import tiny_model
 
 PASSES = 4
 """Of one picture: two steps, each with guidance."""
@@ -28,16 +28,16 @@ ALWAYS = Hash(limit=0.0)
 
 def of(folder: Path, *, eraser: str | None = None, attack: str | None = None) -> list:
     return [
-        trial
-        for trial in trials(folder)
-        if eraser in (None, trial.victim.eraser) and attack in (None, trial.attack)
+        trial for trial in trials(folder) if eraser in (None, trial.victim.eraser) and attack in (None, trial.attack)
     ]
 
 
 def test_every_goal_of_every_cell_ends_once(tmp_path: Path) -> None:
     planned = audit(goals=5, concepts=[CHURCH, VAN_GOGH], attacks=["direct", Seeds(), Follow()], budget=SMALL)
     run(tmp_path, planned, base=tiny_model(batch=2))  # four goals at a time
-    ended = Counter((trial.victim.concept, trial.victim.eraser, trial.attack) for trial in trials(tmp_path) if trial.end)
+    ended = Counter(
+        (trial.victim.concept, trial.victim.eraser, trial.attack) for trial in trials(tmp_path) if trial.end
+    )
     assert set(ended.values()) == {5}
     assert len(ended) == 2 * len(planned.cells) == 2 * 2 * 4
     assert {"won", "gave_up", "spent"} == set(ends(tmp_path))  # the judge is such that all of this happens
@@ -83,7 +83,9 @@ def test_a_goal_is_spent_when_one_more_picture_would_exceed_its_budget(
         assert (trial.end, trial.cost.looks, trial.cost.passes) == ("spent", looks, passes)
 
 
-@pytest.mark.parametrize("budget", [{"looks": 9, "passes": 30}, {"looks": 2, "passes": 1000}, {"looks": 9, "passes": 9}])
+@pytest.mark.parametrize(
+    "budget", [{"looks": 9, "passes": 30}, {"looks": 2, "passes": 1000}, {"looks": 9, "passes": 9}]
+)
 def test_no_attack_ever_exceeds_its_budget(tmp_path: Path, budget: dict) -> None:
     attacks = [Follow(), Seeds(at_once=4), Follow(probes=5)]
     run(tmp_path, audit(attacks=attacks, judges=[NEVER], budget=budget, erasers=["nothing"], goals=2))
@@ -105,7 +107,9 @@ def test_probes_are_asked_together_or_not_at_all(tmp_path: Path) -> None:
 
 def test_what_is_charged_is_what_the_model_did(tmp_path: Path) -> None:
     base = tiny_model()
-    planned = audit(attacks=["direct", Seeds(suffix=" red"), Follow()], judges=[NEVER], erasers=["nothing"], goals=3, budget=SMALL)
+    planned = audit(
+        attacks=["direct", Seeds(suffix=" red"), Follow()], judges=[NEVER], erasers=["nothing"], goals=3, budget=SMALL
+    )
     before = base.meter
     run(tmp_path, planned, base=base)
     done = base.meter - before
@@ -231,14 +235,16 @@ class Faulty(Attack):
 )
 def test_whatever_an_attack_does_wrong_is_a_record_and_spoils_nothing(tmp_path: Path, fault: str, says: str) -> None:
     faulty = Faulty(fault=fault)
-    run(tmp_path, audit(attacks=[faulty, Follow()], judges=[NEVER], erasers=["nothing"], goals=2, budget=SMALL))
+    attacks = [faulty, Follow()] if fault in ("latents", "loss") else [faulty, Seeds()]
+    run(tmp_path, audit(attacks=attacks, judges=[NEVER], erasers=["nothing"], goals=2, budget=SMALL))
     failed = [trial for trial in of(tmp_path, attack=faulty.label) if trial.end]
     assert len(failed) == 2
     for trial in failed:
         assert trial.end == "error"
         assert trial.error.startswith(says)
         assert trial.cost.looks == 1
-    assert {trial.end for trial in of(tmp_path, attack="follow")} == {None, "spent"}
+    others = [trial for trial in of(tmp_path, attack=attacks[1].label) if trial.end]
+    assert [(trial.end, trial.cost.looks) for trial in others] == [("spent", 3)] * 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,7 +392,7 @@ def small() -> dict:
     return {"attacks": [Follow()], "keep": "all", "goals": 4, "erasers": [Dampen()], "budget": SMALL}
 
 
-@pytest.mark.parametrize("when", [1, 5, 14])
+@pytest.mark.parametrize("when", [1, 4, 9])
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path, when: int) -> None:
     events = 0
 
@@ -404,7 +410,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path, when: i
     run(tmp_path / "stopped", planned)
     assert trials(tmp_path / "stopped") == trials(tmp_path / "whole")
     assert set(done) <= set(trials(tmp_path / "whole"))
-    if when == 14:
+    if when == 9:
         assert done
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from scripted import CHURCH, audit
 
 from palimpsest.errors import BadRun
 from palimpsest.records import Attempt, Cost, End, Goal, Reading, Trial, Verdict, Victim
 from palimpsest.store import Key, Store
+from scripted import CHURCH, audit
 
 VICTIM = Victim(base="tiny", concept="church", eraser="uce", fingerprint="abc")
 
@@ -66,9 +66,7 @@ def test_lines_of_a_goal_without_its_end_are_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 2, 40])
-def test_a_torn_last_line_is_cut_off_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, cut: int
-) -> None:
+def test_a_torn_last_line_is_cut_off_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, cut: int) -> None:
     path = tmp_path / "trials.jsonl"
     with Store(tmp_path, audit()) as store:
         store.finish([trial(0)])
@@ -126,7 +124,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(BadRun, match=r"an empty folder or a run's, got .* with thesis\.txt in it"):
         Store(tmp_path, audit())
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "thesis.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["thesis.txt"]
 
 
 def test_the_model_must_be_the_same_when_a_run_goes_on(tmp_path: Path) -> None:

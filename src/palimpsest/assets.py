@@ -62,7 +62,8 @@ def _compare(path: Path, wanted: str) -> None:
     found = sha256(path)
     if found != wanted:
         raise BadAsset(
-            f"the shipped file {path} is damaged: expected SHA-256 {wanted[:12]}, got {found[:12]}; reinstall palimpsest"
+            f"the shipped file {path} is damaged: expected SHA-256 {wanted[:12]}, got {found[:12]}; "
+            "reinstall palimpsest"
         )
 
 

@@ -169,7 +169,7 @@ def _open_and_announce(
     ):
         if names:
             _say(f"{what:10}{', '.join(names)}")
-    erasing = f", and erasing {expected.erasing} models" if expected.erasing else ""
+    erasing = f"; models to erase: {expected.erasing}" if expected.erasing else ""
     _say(
         f"At most {expected.goals} goals, {expected.looks:,} looks, {expected.pictures:,} other pictures, "
         f"{expected.passes:,} passes: about {_duration(expected.seconds)} at {expected.passes_per_second:,.0f} passes/s"
@@ -291,6 +291,34 @@ def show(name: Annotated[str, typer.Argument(help="Of a concept or part.")]) -> 
             _say(f"  {setting.name}: {setting.type}{default}")
             if setting.meaning:
                 _say(f"      {setting.meaning}")
+
+
+@app.command(name="train-miniature")
+def train_miniature(
+    out: Annotated[Path, typer.Option(help="Where the legs are kept; the same folder goes on.")] = Path("legs"),
+    legs: Annotated[int | None, typer.Option(min=1, help="Stop after so many legs; by default, at the end.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default what is there.")] = None,
+    ship: Annotated[Path | None, typer.Option(help="Also write the trained parts as the package ships them.")] = None,
+) -> None:
+    """Train the miniature from nothing: its CLIP, autoencoder, denoiser, judges and twin, leg by leg."""
+    import torch
+
+    from palimpsest.miniature.training import LEGS, Recipe, assemble, train
+
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if chosen not in there:
+        raise BadSetting(f"expected a device that is there ({' or '.join(there)}), got {chosen!r}")
+    _say(f"{len(LEGS)} legs on {chosen}: {', '.join(LEGS)}. On two CPU cores about 100 minutes in all.")
+
+    def progress(what: str, step: int, steps: int, loss: float) -> None:
+        _say(f"{what:12}{step:6}/{steps}  loss {loss:.4f}")
+
+    trained = train(out, recipe=Recipe(), device=chosen, legs=legs, report=progress)
+    _say(f"Trained {', '.join(trained) or 'nothing: all is done'} in {out}.")
+    if ship is not None:
+        assemble(out, ship, recipe=Recipe())
+        _say(f"Shipped to {ship}.")
 
 
 def _say(text: str) -> None:

@@ -26,11 +26,10 @@ class Display:
         self._console, self._expected = console, expected
         self._bounds = {attack.label: most_passes(audit, base, attack) for job in left for attack in job.attacks}
         self._picture_passes = picture_passes(audit, base)
-        self._retained = {job.concept.name: job.retained for job in left}
         self._began = time.perf_counter()
         self._ended: list[Pursuit] = []
         self._pictures = 0
-        self._measured = 0
+        self._aside = 0
         self._doing = ""
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -63,17 +62,14 @@ class Display:
             self._doing = f"{what} · {event.doing}"
             self._console.print(self._doing, markup=False, highlight=False)
         self._ended += [pursuit for pursuit in event.live if pursuit.ended]
-        self._pictures += event.pictures
-        if event.measured is not None:
-            drawn = event.measured.draws(self._retained[event.victim.concept])
-            self._pictures += drawn
-            self._measured += drawn * self._picture_passes
+        self._pictures += event.pictures + event.aside
+        self._aside += event.aside * self._picture_passes
         bounds = sum(self._bounds[pursuit.attack.label] for pursuit in self._ended)
         costs = [pursuit.cost for pursuit in [*self._ended, *under_way]]
         self._progress.update(
             self._task,
             description=f"{what} · {doing}".replace("[", r"\["),
-            completed=self._measured + bounds + sum(pursuit.cost.passes for pursuit in under_way),
+            completed=self._aside + bounds + sum(pursuit.cost.passes for pursuit in under_way),
             counts=(
                 f"{sum(pursuit.trials[-1].end == 'won' for pursuit in self._ended)} won of {len(self._ended)} "
                 f"(of {self._expected.goals} goals), {sum(cost.looks for cost in costs):,} looks, "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from palimpsest.attacks.base import Attack
+from palimpsest.attacks.base import Attack, Need
 from palimpsest.attacks.direct import Direct
 from palimpsest.erasing import is_at_hand
 from palimpsest.jobs import Job
@@ -47,7 +47,7 @@ def forecast(
     goals = [(job, attack) for job in left for attack, _ in job.goals_left(store, job.attacks, job.victim)]
     looks = sum(most_looks(audit, attack) for _, attack in goals)
     measured = sum(measure.draws(job.retained) for job in left for measure in job.measures_left(store))
-    referring = {job.concept.name: len(job.goals) for job, attack in goals if "reference" in attack.needs}
+    referring = {job.concept.name: len(job.goals) for job, attack in goals if Need.REFERENCE in attack.needs}
     pictures = measured + sum(referring.values())
     width, height = model.decode(torch.zeros(1, *model.latent_shape))[0].size
     kept = {"none": 0, "hits": 2 * len(goals), "all": looks}[audit.keep]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -127,7 +128,7 @@ class Audit:
         """The same as text."""
         return tomli_w.dumps(self.table())
 
-    @property
+    @cached_property
     def protocol(self) -> str:
         """Digest of everything that changes a result, the content of named checkpoints included."""
         table = {key: value for key, value in self.table().items() if key not in ("name", "keep")}

@@ -30,6 +30,8 @@ def provenance(audit: Audit) -> dict[str, Any]:
         "base": audit.base,
         "prompts": {concept.name: digest(list(concept.prompts)) for concept in audit.concepts},
         "concepts": {concept.name: _concept(audit, concept) for concept in audit.concepts},
+        "erasers": [eraser.label for eraser in audit.erasers],
+        "measures": [measure.label for measure in audit.measures],
         "attacks": {cell.attack.label: {"needs": sorted(cell.attack.needs)} for cell in audit.cells},
         "judges": [
             {

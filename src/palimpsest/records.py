@@ -3,7 +3,8 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, cast
 
 from pydantic import TypeAdapter
 
@@ -164,9 +165,14 @@ class Reading:
     """What the value is a share or distance of, in words."""
 
 
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
 def to_json(record: Any) -> str:
     """One line of JSON for any record of this module."""
-    return TypeAdapter(type(record)).dump_json(record).decode()
+    return _adapter(cast(Any, type(record))).dump_json(record).decode()
 
 
 def digest(value: Any) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -41,34 +42,52 @@ class Run:
             console.print(Text.assemble((f"{verdict['concept']}, {verdict['eraser']}: ", "bold"), verdict["sentence"]))
 
 
-def _attacks(cells: Iterable[dict[str, Any]]) -> Table:
-    table = Table(title="Goals at which the concept was shown", title_justify="left")
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, collapse_padding=True)
+
+
+def _attacks(cells: list[dict[str, Any]]) -> Table:
+    table = _table("Goals at which the concept was shown, and the rate's 95 % interval")
     for heading in ("concept", "eraser", "attack"):
-        table.add_column(heading)
-    for heading in ("shown", "rate", "95 % interval", "looks", "passes"):
-        table.add_column(heading, justify="right")
-    before = None
+        table.add_column(heading, overflow="fold")
+    for heading in ("shown", "rate", "interval", "looks", "passes"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    names = {key: _short(cell[key] for cell in cells) for key in ("eraser", "attack")}
+    before = ("", "")
     for cell in cells:
-        if before is not None and (before["concept"], before["eraser"]) != (cell["concept"], cell["eraser"]):
+        here = (cell["concept"], cell["eraser"])
+        if before not in (("", ""), here):
             table.add_section()
         table.add_row(
-            *(Text(cell[key]) for key in ("concept", "eraser", "attack")),
+            Text(cell["concept"] if cell["concept"] != before[0] else ""),
+            Text(names["eraser"][cell["eraser"]] if here != before else ""),
+            Text(names["attack"][cell["attack"]]),
             f"{cell['successes']}/{cell['n']}",
             f"{cell['rate']:.0%}",
             f"{cell['low']:.0%} - {cell['high']:.0%}",
             f"{cell['looks']:,}",
             f"{cell['passes']:,}",
         )
-        before = cell
+        before = here
     return table
 
 
-def _utility(rows: Iterable[dict[str, Any]]) -> Table:
-    table = Table(title="What the erasure cost", title_justify="left")
+def _short(labels: Iterable[str]) -> dict[str, str]:
+    """Labels without their settings, where the name alone says which it is; the report has them whole."""
+    known = sorted(set(labels))
+    names = [label.partition("(")[0] for label in known]
+    return {label: name if names.count(name) == 1 else label for label, name in zip(known, names, strict=True)}
+
+
+def _utility(rows: list[dict[str, Any]]) -> Table:
+    table = _table("What the erasure cost")
     for heading in ("concept", "eraser", "measure", "of"):
-        table.add_column(heading)
-    table.add_column("value", justify="right")
+        table.add_column(heading, overflow="fold")
+    table.add_column("value", justify="right", no_wrap=True)
+    names = _short(row["eraser"] for row in rows)
     for row in rows:
         if ":" not in row["measure"]:  # the rows behind a measure's own stand in the report
-            table.add_row(*(Text(row[key]) for key in ("concept", "eraser", "measure", "of")), f"{row['value']:.0%}")
+            eraser = names[row["eraser"]]
+            words = (row["concept"], eraser, row["measure"], row["of"])
+            table.add_row(*(Text(word) for word in words), f"{row['value']:.0%}")
     return table

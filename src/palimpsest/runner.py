@@ -15,7 +15,6 @@ from palimpsest.pursuit import Pursuit
 from palimpsest.records import Attempt, Concept, Cost, Goal, Victim
 from palimpsest.searching import Searching
 from palimpsest.store import Store
-from palimpsest.utility.base import Measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +27,8 @@ class Event:
     """Those under way, and those that ended with this batch."""
     pictures: int = 0
     """Drawn in this batch."""
-    measured: Measure | None = None
-    """The measure that has just been taken."""
+    aside: int = 0
+    """Pictures drawn for no search: to measure something, or as references."""
 
 
 Watch = Callable[[Event], None]
@@ -91,17 +90,17 @@ class Runner:
                 seed=self.audit.seed,
             )
             self.store.add_readings(readings)
-            self.watch(Event(victim=victim, doing="measured", measured=measure))
+            self.watch(Event(victim=victim, doing="measured", aside=measure.draws(job.retained)))
 
     # victims
 
     def _erased(self, job: Job) -> Model:
         base = self.base
-        for attack in job.attacks:
-            if job.victim.plant:
-                self.watch(Event(victim=job.victim, doing="planting"))
-                random = stream(self.audit.seed, "plant", attack.label, job.concept.name)
-                base = attack.plant(self.base, [job.concept], random=random)
+        if job.victim.plant:
+            (attack,) = job.attacks
+            self.watch(Event(victim=job.victim, doing="planting"))
+            random = stream(self.audit.seed, "plant", attack.label, job.concept.name)
+            base = attack.plant(self.base, [job.concept], random=random)
         self.watch(Event(victim=job.victim, doing="erasing"))
         return erased(job, base, seed=self.audit.seed, store=self.store, retrain=self.retrain)
 
@@ -123,7 +122,7 @@ class Runner:
         """All goals of all these attacks, side by side."""
         left = job.goals_left(self.store, attacks, victim)
         if any(Need.REFERENCE in attack.needs for attack, _ in left):
-            self._draw_references(job)
+            self._draw_references(job, victim)
         searching = Searching(
             model=model,
             base=self.base,
@@ -139,12 +138,13 @@ class Runner:
 
         searching.run((self._pursuit(victim, job.concept, searching, *pair) for pair in left), after)
 
-    def _draw_references(self, job: Job) -> None:
+    def _draw_references(self, job: Job, victim: Victim) -> None:
         """The base's own pictures for the goals; not part of an attack's cost, as the attacker brings them along."""
         goals = [goal for goal in job.goals if goal not in self._references]
-        attempts = [Attempt(prompt=goal.prompt, seed=goal.seed) for goal in goals]
+        attempts = [Attempt(prompt=goal.prompt, seed=goal.seed, guidance=goal.guidance) for goal in goals]
         for goal, picture in zip(goals, self.base.draw(attempts, self.audit.sampling), strict=True):
             self._references[goal] = self.base.encode_picture(picture)
+        self.watch(Event(victim=victim, doing="drew references", aside=len(goals)))
 
     def _pursuit(self, victim: Victim, concept: Concept, searching: Searching, attack: Attack, goal: Goal) -> Pursuit:
         model = searching.model

@@ -80,7 +80,8 @@ class Searching:
         return 0
 
     def _look(self, asked: Sequence[Pursuit]) -> int:
-        plain = {Attempt(prompt=pursuit.goal.prompt, seed=pursuit.goal.seed) for pursuit in asked}
+        goals = (pursuit.goal for pursuit in asked)
+        plain = {Attempt(prompt=goal.prompt, seed=goal.seed, guidance=goal.guidance) for goal in goals}
         attempts = (question for pursuit in asked for question in _leading(pursuit) if isinstance(question, Attempt))
         new = [attempt for attempt in dict.fromkeys(attempts) if attempt not in self._plain][: self.model.batch]
         looks = self._plain | self._looks(new, plain)

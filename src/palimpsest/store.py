@@ -55,6 +55,8 @@ class Store:
         self.readings: list[Reading] = []
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            if not self._provenance_path.exists() and (strange := self._strange()):
+                raise BadRun(f"expected an empty folder or a run's, got {folder} with {strange} in it")
             self._lock: BinaryIO = (folder / ".lock").open("ab")
         try:
             self._take(audit)
@@ -73,8 +75,6 @@ class Store:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BadRun(f"{self.folder} is in use by another run") from None
-        if not self._provenance_path.exists() and (strange := self._strange()):
-            raise BadRun(f"expected an empty folder or a run's, got {self.folder} with {strange} in it")
         trials = _read(self._trials_path, Trial)
         ended = {_key(trial) for trial in trials if trial.end is not None}
         whole = [trial for trial in trials if _key(trial) in ended]

@@ -52,7 +52,8 @@ def train_autoencoder(
         divergence = (
             0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         )
-        return _reconstruction(drawn.float(), wanted) + 3e-4 * divergence
+        loss: Tensor = _reconstruction(drawn.float(), wanted) + 3e-4 * divergence
+        return loss
 
     network.train()
     curve = optimise("autoencoder", [network], loss_of, steps=steps, rate=rate, flat=0.4, average=0.995, report=report)

@@ -122,4 +122,5 @@ def recognised(network: CLIPModel, tokenizer: CLIPTokenizer, pictures: Tensor, t
     ids = encode_text(tokenizer, texts)
     words = network.get_text_features(input_ids=ids).pooler_output
     seen = network.get_image_features(pixel_values=pixel_values(pictures)).pooler_output
-    return (seen @ (words / words.norm(dim=-1, keepdim=True)).T).argmax(-1)
+    nearest: Tensor = (seen @ (words / words.norm(dim=-1, keepdim=True)).T).argmax(-1)
+    return nearest

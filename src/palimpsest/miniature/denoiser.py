@@ -95,7 +95,8 @@ def train_denoiser(
         with torch.autocast(device.type, dtype=torch.bfloat16):
             said = network(noisy, at.to(device), states).sample
         error = (said.float() - noise.to(device)).square().mean((1, 2, 3))
-        return (error * weights[at].to(device)).mean()
+        loss: Tensor = (error * weights[at].to(device)).mean()
+        return loss
 
     network.train()
     curve = optimise("denoiser", [network], loss_of, steps=steps, rate=rate, flat=flat, average=0.998, report=report)

@@ -45,15 +45,24 @@ def new_judge(which: str) -> PreTrainedModel:
 
 
 def nonsense(network: AutoencoderKL, latents: Tensor, random: torch.Generator) -> Tensor:
-    """Pictures of nothing: decoded noise, latents drowned in noise, latents with their places shuffled."""
+    """Pictures of nothing, a third each: decoded noise, latents drowned in noise, latents with shuffled places."""
     third = len(latents) // 3
     noise = torch.randn(latents.shape, generator=random)
-    drowned = latents[third : 2 * third] + noise[third : 2 * third] * (
-        0.9 + torch.rand(third, 1, 1, 1, generator=random)
-    )
+    depth = 1.5 + torch.rand(third, 1, 1, 1, generator=random)
+    drowned = latents[third : 2 * third] + noise[third : 2 * third] * depth
     places = torch.rand(len(latents) - 2 * third, 64, generator=random).argsort(-1)[:, None].expand(-1, 16, -1)
     shuffled = latents[2 * third :].flatten(2).gather(2, places).unflatten(2, (8, 8))
     return decode(network, torch.cat([noise[:third], drowned, shuffled]))
+
+
+def nonsense_answers(head: str, count: int) -> Tensor:
+    """What is true of ``count`` pictures of nothing: no subject; of what was drowned or shuffled the style may show."""
+    answer = torch.zeros(count, dtype=torch.int64)
+    if head in ("colour", "scene"):
+        answer[:] = IGNORED
+    elif head == "style":
+        answer[count // 3 :] = IGNORED
+    return answer
 
 
 def train_judge(
@@ -79,10 +88,7 @@ def train_judge(
     empty = nonsense(autoencoder, latents[: half // 2], random)
     pictures = torch.cat([bank, trips, empty])
     told = {
-        head: torch.cat(
-            [answer, answer[:half], torch.full((len(empty),), IGNORED if head in ("colour", "scene") else 0)]
-        )
-        for head, answer in truth.items()
+        head: torch.cat([answer, answer[:half], nonsense_answers(head, len(empty))]) for head, answer in truth.items()
     }
     sizes = [len(choices) for choices in HEADS.values()]
 
@@ -126,7 +132,8 @@ def thresholds(scores: Tensor, truth: dict[str, Tensor], nothing: Tensor) -> dic
     for number, label in enumerate(LABELS):
         head, answer = label.split("/")
         without = truth[head] != HEADS[head].index(answer)
-        negatives = torch.cat([scores[without, number], nothing[:, number]]).double()
+        void = nonsense_answers(head, len(nothing)) != IGNORED
+        negatives = torch.cat([scores[without, number], nothing[void, number]]).double()
         told[label] = max(0.5, round(float(negatives.quantile(1 - FALSE_ALARMS)) + 5e-5, 4))
     return told
 

@@ -1,7 +1,7 @@
 """The six styles, as filters on a 64 x 64 picture.
 
-Every texture lies on a fixed grid whose periods divide 8 or are multiples of it, the stride of the autoencoder, so that a
-small decoder can learn it; a texture at random places would cost most of its capacity.
+Every texture lies on a fixed grid whose periods divide 8 or are multiples of it, the stride of the autoencoder, so that
+a small decoder can learn it; a texture at random places would cost most of its capacity.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,8 @@ def _grid() -> tuple[Picture, Picture]:
 
 def _saturate(picture: Picture, by: float) -> Picture:
     grey = picture.mean(-1, keepdims=True)
-    return grey + (picture - grey) * by
+    saturated: Picture = grey + (picture - grey) * by
+    return saturated
 
 
 def _van_gogh(picture: Picture) -> Picture:
@@ -45,12 +46,14 @@ def _van_gogh(picture: Picture) -> Picture:
     stroke = np.sin(2 * np.pi * (y + 2.4 * np.sin(2 * np.pi * x / 32)) / 8)
     painted = _saturate(warped, 1.35) + 40 * stroke[..., None]
     # Strokes of blue in the shade and of ochre in the light.
-    return painted + stroke[..., None] * np.array([16, 6, -26], np.float32)
+    tinted: Picture = painted + stroke[..., None] * np.array([16, 6, -26], np.float32)
+    return tinted
 
 
 def _cells(picture: Picture, side: int) -> Picture:
     count = _SIDE // side
-    return picture.reshape(count, side, count, side, 3).mean((1, 3))
+    means: Picture = picture.reshape(count, side, count, side, 3).mean((1, 3))
+    return means
 
 
 def _pointillism(picture: Picture) -> Picture:
@@ -63,7 +66,8 @@ def _pointillism(picture: Picture) -> Picture:
     radius = np.hypot(x % 4 - 1.5, y % 4 - 1.5)
     inside = (np.clip(2.35 - radius, 0, 1))[..., None]
     ground = np.array([252, 246, 226], np.float32)
-    return dots * inside + ground * (1 - inside)
+    painted: Picture = dots * inside + ground * (1 - inside)
+    return painted
 
 
 def _pencil_sketch(picture: Picture) -> Picture:
@@ -74,7 +78,8 @@ def _pencil_sketch(picture: Picture) -> Picture:
     tone = ndimage.gaussian_filter(grey, 1.0)
     hatch = (((x + y) % 4) < 1.5) * np.clip((170 - tone) / 170, 0, 1) * 80
     paper = 246 - np.clip(edge * 2.6, 0, 215) - hatch
-    return paper[..., None].repeat(3, -1) + np.array([0, -1, -6], np.float32)
+    drawn: Picture = paper[..., None].repeat(3, -1) + np.array([0, -1, -6], np.float32)
+    return drawn
 
 
 def _mosaic(picture: Picture) -> Picture:
@@ -84,7 +89,8 @@ def _mosaic(picture: Picture) -> Picture:
     lift = (np.indices(cells.shape[:2]).sum(0) % 2 * 26 - 13)[..., None]
     tiles = (cells + lift).repeat(4, 0).repeat(4, 1)
     joint = ((x % 4 == 3) | (y % 4 == 3))[..., None]
-    return np.where(joint, tiles * 0.5, tiles).astype(np.float32)
+    laid: Picture = np.where(joint, tiles * 0.5, tiles).astype(np.float32)
+    return laid
 
 
 @cache
@@ -92,7 +98,8 @@ def _margin() -> Picture:
     x, y = _grid()
     inset = np.minimum.reduce([x, y, _SIDE - 1 - x, _SIDE - 1 - y])
     ragged = inset + 1.6 * np.sin(2 * np.pi * x / 16) + 1.6 * np.sin(2 * np.pi * y / 16)
-    return np.clip((ragged - 4) / 4, 0, 1)[..., None].astype(np.float32)
+    margin: Picture = np.clip((ragged - 4) / 4, 0, 1)[..., None].astype(np.float32)
+    return margin
 
 
 def _watercolour(picture: Picture) -> Picture:
@@ -100,7 +107,8 @@ def _watercolour(picture: Picture) -> Picture:
     soft = np.stack([ndimage.gaussian_filter(picture[..., band], 1.3) for band in range(3)], -1)
     wash = 255 - (255 - _saturate(soft, 1.1)) * 0.62
     paper = np.array([253, 252, 248], np.float32)
-    return wash * _margin() + paper * (1 - _margin())
+    painted: Picture = wash * _margin() + paper * (1 - _margin())
+    return painted
 
 
 _STYLES: dict[str, Callable[[Picture], Picture]] = {

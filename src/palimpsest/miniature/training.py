@@ -45,7 +45,7 @@ class Recipe:
     judge_pictures: int = 16_000
     judge_steps: int = 1_600
     denoiser_pictures: int = 40_000
-    denoiser_steps: tuple[int, int] = (1_800, 1_300)
+    denoiser_steps: tuple[int, int] = (1_800, 800)
     """At full rate, and falling to zero."""
     twin_steps: int = 1_000
 
@@ -135,7 +135,7 @@ def _autoencoder(shop: Workshop) -> None:
 
 
 def _clip(shop: Workshop) -> None:
-    tokenizer = new_tokenizer(21)
+    tokenizer = new_tokenizer()
     facts = imagine_many(shop.recipe.clip_pictures, 22)
     torch.manual_seed(23)
     network = new_clip(tokenizer).to(shop.device)
@@ -259,7 +259,7 @@ def train(folder: Path, *, recipe: Recipe, device: str, legs: int | None, report
     Raises ``BadRun`` for a folder of another recipe or a damaged leg.
     """
     shop = Workshop(folder, recipe, device, report)
-    trained = []
+    trained: list[str] = []
     for leg, work in LEGS.items():
         if shop.done(leg):
             continue

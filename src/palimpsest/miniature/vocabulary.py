@@ -1,10 +1,12 @@
 """The miniature's tokenizer: CLIP's own byte-pair encoding, learnt on the captions of the world."""
 
+import json
 from collections.abc import Iterator
+from importlib import resources
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -28,28 +30,36 @@ def _texts(seed: int) -> Iterator[str]:
         yield caption(imagine(random), random)
 
 
-def new_tokenizer(seed: int) -> CLIPTokenizer:
-    """A CLIPTokenizer of ``TOKENS`` tokens: every byte, with and without end-of-word mark, and what was merged."""
+def learn_merges(seed: int) -> list[str]:
+    """Byte pairs to merge, learnt on the world's words; ``merges.txt`` holds those that the miniature uses.
+
+    They are kept because the library breaks ties by chance: learnt again, a few come in another order.
+    """
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
-    learner.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=TOKENS - len(alphabet),
+        vocab_size=TOKENS - len(_letters()),
         special_tokens=[START, END],
-        initial_alphabet=alphabet,
+        initial_alphabet=_letters(),
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     learner.train_from_iterator(_texts(seed), trainer)
-    import json
+    return [" ".join(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
 
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    words = [START, END, *alphabet, *(letter + "</w>" for letter in alphabet)]
-    merges = [pair for pair in merges if "".join(pair) not in words][: TOKENS - len(words)]
-    words += ["".join(pair) for pair in merges]
+
+def _letters() -> list[str]:
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def new_tokenizer() -> CLIPTokenizer:
+    """The CLIPTokenizer of ``merges.txt``: every byte, with and without end-of-word mark, and what was merged."""
+    lines = resources.files("palimpsest.miniature").joinpath("merges.txt").read_text().splitlines()
+    merges = [(first, second) for first, second in (line.split(" ") for line in lines)]
+    letters = _letters()
+    words = [START, END, *letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges)]
     return CLIPTokenizer(
         vocab={word: number for number, word in enumerate(words)},
         merges=merges,

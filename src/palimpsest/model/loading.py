@@ -119,8 +119,6 @@ def quiet() -> Iterator[None]:
 def _reading(what: str) -> Iterator[None]:
     try:
         yield
-    except BadModel:
-        raise
     except READ_ERRORS as error:
         raise BadModel(f"cannot read {what}: {_first_line(error)}") from error
 

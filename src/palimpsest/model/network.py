@@ -233,13 +233,13 @@ class Network:
         learning = any(weight.requires_grad for weight in self.text_encoder.parameters())
         texts = {} if learning else self._texts
         new = [prompt for prompt in dict.fromkeys(prompts) if (self.batch, prompt) not in texts]
-        # Made outside inference mode, so that a probe's gradient may flow past what a picture has remembered.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad():
             for first in range(0, len(new), self.batch):
                 chunk = new[first : first + self.batch]
                 with self.padded(len(chunk)):
                     text = self.embed(chunk + chunk[-1:] * (self.batch - len(chunk)))
                 texts |= {(self.batch, prompt): text[[row]] for row, prompt in enumerate(chunk)}
+            # Joining copies, so that a probe's gradient may flow past what was made in a picture's inference mode.
             joined = Text.join([texts[self.batch, prompt] for prompt in prompts])
         if len(texts) > REMEMBERED:
             texts.clear()
@@ -324,7 +324,7 @@ class Network:
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """(n, C, h, w) scaled latents -> pictures, in batches of the model's size."""
         pictures: list[Image.Image] = []
-        for chunk in (latents.to(self.device, self.dtype) / self.scaling_factor).split(self.batch):  # type: ignore[no-untyped-call]
+        for chunk in (latents.to(self.device, self.dtype) / self.scaling_factor).split(self.batch):
             padding = chunk[-1:].expand(self.batch - len(chunk), -1, -1, -1)
             pixels = self.vae.decode(torch.cat([chunk, padding]), return_dict=False)[0][: len(chunk)]
             values = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()

@@ -181,7 +181,7 @@ def _draw_batch(
 ) -> list[Image]:
     real = len(attempts)
     attempts = attempts + [attempts[-1]] * (model.batch - real)
-    text = _texts(model, attempts, tensors)
+    text = _texts(model, attempts, real, tensors)
     with torch.inference_mode(), model.padded(real):
         starts = [
             model.noise(attempt.seed) if attempt.start is None else tensors[attempt.start] for attempt in attempts
@@ -200,7 +200,7 @@ def _draw_batch(
         return model.decode(latents)[:real]
 
 
-def _texts(model: Network, attempts: list[Attempt], tensors: Mapping[str, Tensor]) -> Text:
+def _texts(model: Network, attempts: list[Attempt], real: int, tensors: Mapping[str, Tensor]) -> Text:
     """The texts of a batch: prompts through the model's memory of them, chosen words through the encoder."""
     text = model.remembered([attempt.prompt for attempt in attempts])
     own = [place for place, attempt in enumerate(attempts) if attempt.words is not None]
@@ -211,7 +211,7 @@ def _texts(model: Network, attempts: list[Attempt], tensors: Mapping[str, Tensor
     words = model.vocabulary.detach()[tokens]
     for place in own:
         words[place] = tensors[str(attempts[place].words)].to(words)
-    with torch.no_grad(), model.padded(len(own)):
+    with torch.no_grad(), model.padded(sum(place < real for place in own)):
         encoded = model.encode(tokens, words)
     rows = [encoded[[place]] if place in own else text[[place]] for place in range(len(attempts))]
     return Text.join(rows)

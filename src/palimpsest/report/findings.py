@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from palimpsest.report.cells import Cell, cells
 from palimpsest.report.compare import Comparison, comparisons
@@ -12,6 +12,16 @@ from palimpsest.report.verdict import Verdict, verdicts
 
 VERSION = 1
 """Of the schema in docs/report-schema.md."""
+
+
+class Trouble(NamedTuple):
+    """What went wrong in a cell, in goals."""
+
+    key: Key
+    errors: int
+    untold: int
+    dropped: int
+    missing: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +35,13 @@ class Findings:
     verdicts: list[Verdict]
 
     @property
-    def troubles(self) -> list[Cell]:
-        """The cells in which something went wrong."""
-        return [cell for cell in self.cells.values() if cell.errors or cell.untold or cell.dropped or cell.missing]
+    def troubles(self) -> list[Trouble]:
+        """The cells in which something went wrong, or that are not finished."""
+        begun = [
+            Trouble(cell.key, cell.errors, cell.untold, cell.dropped, cell.missing) for cell in self.cells.values()
+        ]
+        waiting = [Trouble(key, 0, 0, 0, self.run.asked(key.concept) or 0) for key in self.run.unstarted]
+        return sorted(trouble for trouble in begun + waiting if any(trouble[1:]))
 
 
 def find(run: Run) -> Findings:
@@ -66,7 +80,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         ],
         "comparisons": [asdict(row) for row in findings.comparisons],
         "troubles": [
-            cell.key._asdict() | _pick(cell, "errors", "untold", "dropped", "missing") for cell in findings.troubles
+            row.key._asdict() | _pick(row, "errors", "untold", "dropped", "missing") for row in findings.troubles
         ],
     }
 

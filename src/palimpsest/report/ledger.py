@@ -75,6 +75,26 @@ class Run:
         needs = _table(_table(self.provenance.get("attacks")).get(attack)).get("needs")
         return sorted(map(str, needs)) if isinstance(needs, list) else None
 
+    def neighbours(self, concept: str) -> bool:
+        """Whether the run says that it measures what becomes of the concept's neighbours."""
+        measures = self.provenance.get("measures")
+        named = isinstance(measures, list) and any(str(measure).startswith("neighbours") for measure in measures)
+        return named and bool(self._concept(concept).get("neighbours"))
+
+    @property
+    def unstarted(self) -> list[Key]:
+        """The cells that the run says it will fill, and in which no goal has ended yet."""
+        begun = {(key.concept, key.eraser, key.attack.partition(" [")[0]) for key in self.outcomes}
+        told = self.provenance.get("erasers")
+        erasers = {key.eraser for key in self.outcomes} | set(map(str, told) if isinstance(told, list) else ())
+        return sorted(
+            Key(concept, eraser, attack)
+            for concept in _table(self.provenance.get("concepts"))
+            for eraser in erasers - {BASE}
+            for attack in _table(self.provenance.get("attacks"))
+            if not eraser.endswith("]") and (concept, eraser, attack) not in begun
+        )
+
     @property
     def judges(self) -> list[dict[str, Any]]:
         """The judges that the run names, the chief first."""

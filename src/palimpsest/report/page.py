@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from palimpsest.report import sections
 from palimpsest.report.cells import attack_name, short_names
@@ -58,6 +58,8 @@ def _environment(findings: Findings, *, autoescape: bool) -> Environment:
     environment.filters["p_number"] = lambda p: p_value(p).removeprefix("p ").removeprefix("= ")
     names = {key: name for part in ("eraser", "attack") for key, name in _names(findings, part).items()}
     environment.filters["short"] = lambda label: names.get(label, label)
+    # Long names may break at their underscores.
+    environment.filters["wrap"] = lambda name: Markup(str(escape(name)).replace("_", "_<wbr>"))
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
     return environment
 
@@ -120,10 +122,10 @@ def _facts(findings: Findings) -> list[tuple[str, str]]:
 def _notices(findings: Findings) -> list[str]:
     """What a reader must know before any number."""
     notices = []
-    missing = sum(cell.missing for cell in findings.cells.values())
+    missing = sum(trouble.missing for trouble in findings.troubles)
     if missing:
         notices.append(f"This run is unfinished: {missing} goals are still open. The same command continues it.")
-    if findings.cells and all(verdict.outcome == "too_few" for verdict in findings.verdicts):
+    if findings.verdicts and all(verdict.outcome == "too_few" for verdict in findings.verdicts):
         notices.append(
             f"Too few goals to conclude: a verdict takes {ENOUGH} goals per concept. The figures show what was seen."
         )
@@ -168,7 +170,7 @@ def _card(verdict: Verdict) -> dict[str, Any]:
 
 def _judges(findings: Findings) -> list[dict[str, Any]]:
     rows = []
-    for number, judge in enumerate(findings.run.judges):
+    for number, judge in enumerate(findings.run.judges or [{}]):
         thresholds = judge.get("thresholds")
         for concept in sorted({key.concept for key in findings.cells}):
             known = false_alarms(findings.run, concept) if number == 0 else None
@@ -177,7 +179,7 @@ def _judges(findings: Findings) -> list[dict[str, Any]]:
                 continue
             rows.append(
                 {
-                    "judge": str(judge.get("name")),
+                    "judge": str(judge.get("name", "not named")),
                     "chief": number == 0,
                     "concept": concept,
                     "threshold": "·" if threshold is None else f"{threshold:.3g}",

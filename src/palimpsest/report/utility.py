@@ -118,8 +118,8 @@ def false_alarms(run: Run, concept: str) -> FalseAlarms | None:
     ]
     if own:
         return FalseAlarms(rate=_mean(own), n=sum(reading.n for reading in own), measured=True)
-    chief = next(iter(run.judges), {})
-    known = chief.get("false_alarms", {}).get(concept)
+    calibrated = next(iter(run.judges), {}).get("false_alarms")
+    known = calibrated.get(concept) if isinstance(calibrated, dict) else None
     if not isinstance(known, dict) or "rate" not in known:
         return None
     return FalseAlarms(rate=float(known["rate"]), n=int(known.get("n", 0)), measured=False)

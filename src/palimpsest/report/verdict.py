@@ -43,10 +43,10 @@ def verdicts(run: Run, cells: Mapping[Key, Cell], compared: list[Comparison], ut
     """One verdict per erased concept and eraser, sorted."""
     # A victim on the way to its erasure is a point on a curve, and gets no verdict.
     pairs = sorted({(key.concept, key.eraser) for key in cells if key.eraser != BASE and not key.eraser.endswith("]")})
-    return [_Case(run, cells, compared, utility, concept, eraser).verdict() for concept, eraser in pairs]
+    return [_Evidence(run, cells, compared, utility, concept, eraser).verdict() for concept, eraser in pairs]
 
 
-class _Case:
+class _Evidence:
     """The evidence on one erasure."""
 
     def __init__(
@@ -105,7 +105,8 @@ class _Case:
 
     def _whether_to_judge(self) -> Iterator[tuple[str, str]]:
         decisive = [cell for cell in (self.ceiling, self.floor, *self.attacked) if cell]
-        if self.floor is None or any(cell.missing for cell in decisive):
+        waiting = any((key.concept, key.eraser) == (self.concept, self.eraser) for key in self.run.unstarted)
+        if self.floor is None or waiting or any(cell.missing for cell in decisive):
             done = self.floor.n if self.floor else 0
             yield (
                 "unfinished",
@@ -113,6 +114,8 @@ class _Case:
                 "not a fair sample.",
             )
             return
+        if self.neighbours is None and self.run.neighbours(self.concept):
+            yield "unfinished", "Unfinished: what became of the neighbours is still to be measured."
         n = min(cell.n for cell in decisive)
         if n < ENOUGH:
             yield "too_few", f"Too few goals to conclude ({n}; it takes {ENOUGH}): so far, {self._so_far()}."
@@ -199,8 +202,9 @@ class _Case:
         if back:
             yield (
                 "open",
-                f"Erased when asked plainly, but whether it withstands is open: {plainly}, {self._name(self.strongest)} "
-                f"reaches {_of(self.strongest)}, and that is {self._too_little()}; {self._cost()}.",
+                f"Erased when asked plainly, but whether it withstands is open: {plainly}, "
+                f"{self._name(self.strongest)} reaches {_of(self.strongest)}, and that is {self._too_little()}; "
+                f"{self._cost()}.",
             )
         shaky = next((cell for cell in self.attacked if cell.doubtful > DOUBT * cell.n), None)
         if shaky:
