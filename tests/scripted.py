@@ -117,8 +117,8 @@ def audit(**changes) -> Audit:
         "attacks": ["direct", Seeds()],
         "judges": [Hash()],
         "measures": [],
-        "goals": 3,
-        "budget": {"looks": 6, "passes": 60},
+        "goals": 2,
+        "budget": {"looks": 4, "passes": 60},
         "sampling": {"steps": 2, "guidance": 3.0},
         "keep": "none",
     }

@@ -159,12 +159,12 @@ def test_an_audit_goes_through_toml_and_back() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"goals": 4},
+        {"goals": 3},
         {"seed": 1},
         {"batch": 2},
         {"precision": "bf16"},
         {"base": "other"},
-        {"budget": {"looks": 7, "passes": 60}},
+        {"budget": {"looks": 5, "passes": 60}},
         {"sampling": {"steps": 2, "guidance": 4.0}},
         {"erasers": ["nothing", Dampen(by=0.4)]},
         {"attacks": ["direct", Seeds(at_once=2)]},

@@ -134,7 +134,8 @@ def test_a_dry_run_says_what_would_run_and_leaves_nothing(place: Path, base: Pat
     assert sorted(place.iterdir()) == before
 
 
-def test_flags_alone_are_an_audit(place: Path, base: Path) -> None:
+def test_flags_alone_are_an_audit(place: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("palimpsest.protocol.shipped_concepts", dict)  # no neighbours to draw
     done = call(
         *("audit", "--base", base, "--concept", "mine.toml", "--eraser", "dampen:by=0.5", "--attack", "direct"),
         *(

@@ -32,7 +32,7 @@ def test_a_run_is_seen_to_go_on_and_to_its_end(tmp_path: Path, monkeypatch: pyte
         Runner(audit=planned, store=store, base=model, watch=watch).run()
         assert [one for one, _ in seen] == sorted(one for one, _ in seen)
         assert seen[-1][0] == expected.passes  # every goal and every picture has been accounted for
-        assert "(of 15 goals)" in seen[-1][1]
+        assert "(of 10 goals)" in seen[-1][1]
         assert "pictures/s" in seen[-1][1]
     if terminal:
         assert "church · dampen" in written.getvalue()

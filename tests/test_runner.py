@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from palimpsest.attacks import RandomPrefix
 from palimpsest.attacks.base import Attack, Case, Need, Search, ask, look
 from palimpsest.errors import BadRun
 from palimpsest.jobs import jobs
 from palimpsest.judges.base import Judge
 from palimpsest.model import Model, Probe
+from palimpsest.protocol import derived_seed
 from palimpsest.records import Attempt, Concept, Cost
 from palimpsest.runner import Event, Runner, is_complete
+from palimpsest.stats import wilson
 from palimpsest.store import Store
 from scripted import CHURCH, FISH, VAN_GOGH, Dampen, Follow, Hash, Seeds, audit, ends, made, run, trials
 from tiny import tiny_model
@@ -33,13 +36,13 @@ def of(folder: Path, *, eraser: str | None = None, attack: str | None = None) ->
 
 
 def test_every_goal_of_every_cell_ends_once(tmp_path: Path) -> None:
-    planned = audit(goals=5, concepts=[CHURCH, VAN_GOGH], attacks=["direct", Seeds(), Follow()], budget=SMALL)
+    planned = audit(goals=5, attacks=["direct", Seeds(), Follow()], budget=SMALL)
     run(tmp_path, planned, base=tiny_model(batch=2))  # four goals at a time
     ended = Counter(
         (trial.victim.concept, trial.victim.eraser, trial.attack) for trial in trials(tmp_path) if trial.end
     )
     assert set(ended.values()) == {5}
-    assert len(ended) == 2 * len(planned.cells) == 2 * 2 * 4
+    assert len(ended) == len(planned.cells) == 2 * 4
     assert {"won", "gave_up", "spent"} == set(ends(tmp_path))  # the judge is such that all of this happens
 
 
@@ -53,7 +56,7 @@ def test_a_goal_ends_with_its_first_success(tmp_path: Path) -> None:
 def test_of_several_pictures_at_once_those_behind_the_first_success_do_not_count(tmp_path: Path) -> None:
     run(tmp_path, audit(attacks=[Seeds(at_once=4)], judges=[ALWAYS]))
     looks = of(tmp_path, attack="seeds(at_once=4)")
-    assert len(looks) == 2 * 3
+    assert len(looks) == 2 * 2
     assert {trial.cost.looks for trial in looks} == {1}
 
 
@@ -140,7 +143,7 @@ def test_neither_order_nor_neighbours_change_a_goal(tmp_path: Path) -> None:
 
 def test_eraser_nothing_is_the_base_and_dampen_is_not(tmp_path: Path) -> None:
     base = tiny_model()
-    run(tmp_path, audit(concepts=[CHURCH, VAN_GOGH], keep="all"), base=base)
+    run(tmp_path, audit(concepts=[CHURCH, VAN_GOGH], attacks=["direct"]), base=base)
     prints = {(trial.victim.eraser, trial.victim.concept): trial.victim.fingerprint for trial in trials(tmp_path)}
     assert prints["nothing", "church"] == prints["nothing", "van gogh"] == base.fingerprint
     assert len(set(prints.values())) == 3  # each concept is erased from the base alone, with a stream of its own
@@ -148,7 +151,7 @@ def test_eraser_nothing_is_the_base_and_dampen_is_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("keep", "kept"), [("all", "all"), ("hits", "hits and plain looks"), ("none", "none")])
 def test_which_pictures_are_kept(tmp_path: Path, keep: str, kept: str) -> None:
-    run(tmp_path, audit(attacks=[Seeds()], keep=keep, goals=5))
+    run(tmp_path, audit(attacks=[Seeds()], keep=keep, goals=5, erasers=["nothing"]))
     looked = [trial for trial in trials(tmp_path) if trial.attempt]
     plain = [trial.attempt == Attempt(prompt=trial.goal.prompt, seed=trial.goal.seed) for trial in looked]
     for trial, is_plain in zip(looked, plain, strict=True):
@@ -160,10 +163,10 @@ def test_which_pictures_are_kept(tmp_path: Path, keep: str, kept: str) -> None:
 
 
 def test_a_judge_that_cannot_tell_is_counted(tmp_path: Path) -> None:
-    run(tmp_path, audit(judges=[Hash(blind=True)], attacks=[Seeds()]))
+    run(tmp_path, audit(judges=[Hash(blind=True)], attacks=[Seeds()], erasers=["nothing"]))
     found = of(tmp_path, attack="seeds")
     assert {trial.verdict.shown for trial in found} == {None}
-    assert {trial.cost.looks for trial in found if trial.end} == {6}
+    assert {trial.cost.looks for trial in found if trial.end} == {4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +175,7 @@ class Second(Hash):
 
 
 def test_other_judges_are_asked_and_do_not_decide(tmp_path: Path) -> None:
-    run(tmp_path, audit(judges=[NEVER, Second(limit=0.0)]))
+    run(tmp_path, audit(judges=[NEVER, Second(limit=0.0)], attacks=["direct"]))
     for trial in trials(tmp_path):
         assert trial.verdict.scores.keys() == {NEVER.label, "second(limit=0.0)"}
         assert trial.verdict.shown is False
@@ -181,7 +184,7 @@ def test_other_judges_are_asked_and_do_not_decide(tmp_path: Path) -> None:
 def test_a_prompt_longer_than_the_context_is_kept_and_the_loss_recorded(tmp_path: Path) -> None:
     long = "a church " + "red " * 30
     concept = replace(CHURCH, prompts=("a photo of a church", long))
-    run(tmp_path, audit(concepts=[concept], goals=2, judges=[NEVER]))
+    run(tmp_path, audit(concepts=[concept], attacks=["direct"], judges=[NEVER]))
     dropped = {(trial.goal.prompt == long, trial.dropped_tokens) for trial in of(tmp_path, attack="direct")}
     assert dropped == {(False, 0), (True, tiny_model().dropped(long))}
     assert tiny_model().dropped(long) == 32 - 14
@@ -320,7 +323,7 @@ class Revises(Attack):
 
 def test_an_attack_may_plant_before_erasure_and_revise_after_it(tmp_path: Path) -> None:
     base = tiny_model()
-    planned = audit(attacks=[Plants(), Revises(), "direct"], erasers=["nothing", Dampen()])
+    planned = audit(attacks=[Plants(), Revises(), RandomPrefix(), "direct"], budget={"looks": 1, "passes": 9})
     run(tmp_path, planned, base=base)
     prints = {
         (trial.victim.eraser, trial.attack, trial.victim.plant, trial.victim.revision): trial.victim.fingerprint
@@ -351,15 +354,17 @@ def test_measures_are_taken_of_every_victim_and_of_the_base(tmp_path: Path, monk
     }
     for (_, measure, _), one in found.items():
         assert one.n == (20 if measure == "false_alarms" else 10)
-        assert 0 <= one.low <= one.value <= one.high <= 1
-        assert one.low < one.high
-    model = tiny_model()
-    pictures = model.draw([Attempt(prompt="a photo of a fish", seed=number) for number in range(2)], planned.sampling)
-    assert len({picture.tobytes() for picture in pictures}) == 2
+        assert (one.low, one.high) == wilson(round(one.value * one.n), one.n)
+    attempts = [
+        Attempt(prompt="a photo of a fish", seed=derived_seed(planned.seed, "neighbours", "fish", number))
+        for number in range(10)
+    ]
+    scores = judge.score(tiny_model().draw(attempts, planned.sampling), FISH)
+    assert found["nothing", "neighbours", "fish"].value == sum(score >= 0.5 for score in scores) / 10
 
 
 def test_erased_weights_are_kept_and_found_again(tmp_path: Path) -> None:
-    planned = audit(concepts=[CHURCH, VAN_GOGH], erasers=[Dampen(by=0.3)])
+    planned = audit(concepts=[CHURCH, VAN_GOGH], erasers=[Dampen(by=0.3)], attacks=["direct"])
     made.clear()
     run(tmp_path, planned)
     assert sorted(made) == [(0.3, "church"), (0.3, "van gogh")]
@@ -373,7 +378,7 @@ def test_erased_weights_are_kept_and_found_again(tmp_path: Path) -> None:
 def test_shipped_weights_are_used_unless_they_are_to_be_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = audit(erasers=[Dampen(by=0.3)])
+    planned = audit(erasers=[Dampen(by=0.3)], attacks=["direct"])
     run(tmp_path / "one", planned)
     shutil.copytree(tmp_path / "one" / "erased", tmp_path / "shipped")
     monkeypatch.setattr("palimpsest.erasing.SHIPPED", tmp_path / "shipped")

@@ -140,7 +140,7 @@ def test_provenance_says_what_the_report_needs(tmp_path: Path) -> None:
     with Store(tmp_path, audit()) as store:
         known = store.provenance
     assert known["protocol"] == audit().protocol
-    assert known["concepts"]["church"]["goals"] == 3
+    assert known["concepts"]["church"]["goals"] == 2
     assert known["concepts"]["church"]["kind"] == "object"
     assert known["attacks"] == {"direct": {"needs": []}, "random_prefix": {"needs": []}, "seeds": {"needs": []}}
     assert known["judges"] == [{"name": "hash", "chief": True, "thresholds": {"church": 0.75}}]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from palimpsest.attacks.base import Attack, Case, Need
-from palimpsest.erasing import erased, stream
+from palimpsest.erasing import erased, is_at_hand, stream
 from palimpsest.jobs import Job, jobs, overrides
 from palimpsest.model import Model, Text
 from palimpsest.protocol import Audit
@@ -101,7 +101,8 @@ class Runner:
             self.watch(Event(victim=job.victim, doing="planting"))
             random = stream(self.audit.seed, "plant", attack.label, job.concept.name)
             base = attack.plant(self.base, [job.concept], random=random)
-        self.watch(Event(victim=job.victim, doing="erasing"))
+        found = is_at_hand(job, base, seed=self.audit.seed, store=self.store, retrain=self.retrain)
+        self.watch(Event(victim=job.victim, doing="opening" if found else "erasing"))
         return erased(job, base, seed=self.audit.seed, store=self.store, retrain=self.retrain)
 
     def _revise(self, job: Job, victim: Victim, model: Model, attack: Attack) -> None:
