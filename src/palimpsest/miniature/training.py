@@ -116,11 +116,15 @@ class Workshop:
 
     def autoencoder(self) -> AutoencoderKL:
         """Of the leg ``autoencoder``."""
-        return AutoencoderKL.from_pretrained(self.folder / "autoencoder").eval().to(self.device)
+        network = AutoencoderKL.from_pretrained(self.folder / "autoencoder").eval().to(self.device)
+        # Where it was trained is nobody's business once it is shipped.
+        network.register_to_config(_name_or_path="")
+        return network
 
     def denoiser(self, leg: str) -> UNet2DConditionModel:
         """Of the leg ``leg``, with the attention that trains fastest."""
         network = UNet2DConditionModel.from_pretrained(self.folder / leg).to(self.device)
+        network.register_to_config(_name_or_path="")
         network.set_attn_processor(AttnProcessor())
         return network
 
