@@ -70,6 +70,9 @@ def main() -> None:
     """The entry point: a user's error is one line on stderr and exit code 2."""
     if "--download" not in sys.argv:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    # What the libraries tell while they open weights is no news to a user of this program.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         app()
     except PalimpsestError as error:
