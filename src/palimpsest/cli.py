@@ -312,7 +312,7 @@ def train_miniature(
     there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     if chosen not in there:
         raise BadSetting(f"expected a device that is there ({' or '.join(there)}), got {chosen!r}")
-    _say(f"{len(LEGS)} legs on {chosen}: {', '.join(LEGS)}. On two CPU cores about 100 minutes in all.")
+    _say(f"{len(LEGS)} legs on {chosen}: {', '.join(LEGS)}. Each is meant to take at most 40 minutes on two CPU cores.")
 
     def progress(what: str, step: int, steps: int, loss: float) -> None:
         _say(f"{what:12}{step:6}/{steps}  loss {loss:.4f}")
