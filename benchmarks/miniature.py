@@ -1,6 +1,6 @@
 """What the miniature knows, how well its judges see, how fast it is: every figure of its card.
 
-    python benchmarks/miniature.py [--quick] [--json FILE] [--only judges,model,words,alarms,quality,speed]
+    python benchmarks/miniature.py [--quick] [--json FILE] [--only judges,model,words,alarms,quality,determinism,speed]
 
 ``--quick`` takes few pictures per row and is no result. Seeds of this file occur nowhere in training or calibration.
 """
@@ -22,8 +22,10 @@ from transformers import CLIPModel
 
 from palimpsest.assets import clip_folder
 from palimpsest.judges.miniature import Classifier, as_tensor, classifier
+from palimpsest.miniature.autoencoder import encode
 from palimpsest.miniature.captions import caption, filler, plain
 from palimpsest.miniature.clip import captions_for, pixel_values
+from palimpsest.miniature.denoiser import new_denoiser, train_denoiser
 from palimpsest.miniature.facts import (
     COLOURS,
     CONTENT,
@@ -246,8 +248,11 @@ def alarms(bench: Bench) -> None:
     }
     attempts = [Attempt(prompt="", seed=SEED + i, words=str(i)) for i in range(few)]
     astray = as_tensor(bench.model.draw(attempts, SHORT, tensors=tensors))
-    wrecked = as_tensor(
-        _wrecked(bench.model).draw([Attempt(prompt=plain(imagine(random)), seed=SEED + i) for i in range(few)], SHORT)
+    told = [imagine(random) for _ in range(few)]
+    asked = [Attempt(prompt=plain(one), seed=SEED + i) for i, one in enumerate(told)]
+    wrecked, young = (
+        as_tensor(model.draw(asked, SHORT))
+        for model in (_wrecked(bench.model), _half_trained(bench.model, bench.quick))
     )
     truth = [answers(one) for one in facts]
     for which, judge in (("first", bench.chief), ("second", bench.second)):
@@ -255,8 +260,14 @@ def alarms(bench: Bench) -> None:
         for label in (f"{kind_of(name)}/{name}" for name in (*OBJECTS, *IDENTITIES, *CONTENT, "van gogh")):
             head, name = label.split("/")
             without = torch.tensor([one[head] != name for one in truth])
-            seen = {"other concepts": shown(judge, others[without], label), "noise": shown(judge, decoded, label)}
-            seen |= {"random embeddings": shown(judge, astray, label), "wrecked model": shown(judge, wrecked, label)}
+            unasked = torch.tensor([answers(one)[head] != name for one in told])
+            seen = {
+                "other concepts": shown(judge, others[without], label),
+                "noise": shown(judge, decoded, label),
+                "random embeddings": shown(judge, astray, label),
+                "wrecked model": shown(judge, wrecked[unasked], label),
+                "half-trained model": shown(judge, young[unasked], label),
+            }
             if head != "style":
                 seen["empty scenes"] = shown(judge, empty, label)
             hits = np.concatenate(list(seen.values()))
@@ -268,7 +279,7 @@ def alarms(bench: Bench) -> None:
 
 
 def _wrecked(model: Model) -> Model:
-    """The model with its denoiser's weights half lost in noise: what a ruined or half-trained one draws."""
+    """The model with its denoiser's weights half lost in noise."""
     random = torch.Generator().manual_seed(SEED)
     changed = {
         name: value + value.std() * torch.randn(value.shape, generator=random)
@@ -276,6 +287,28 @@ def _wrecked(model: Model) -> Model:
         if value.ndim > 1
     }
     return model.with_weights(changed)
+
+
+def _half_trained(model: Model, quick: bool) -> Model:
+    """A denoiser that has learnt for a short while: it draws shapes, and seldom those that it is asked for."""
+    facts = imagine_many(400 if quick else 8_000, SEED + 6)
+    latents = encode(model.vae, render_many(facts))
+    torch.manual_seed(SEED)
+    young = new_denoiser()
+    train_denoiser(
+        young,
+        model.text_encoder,
+        model.tokenizer,
+        facts,
+        latents,
+        steps=5 if quick else 150,
+        batch=128,
+        rate=1.2e-3,
+        flat=1.0,
+        seed=SEED,
+        report=lambda *_: None,
+    )
+    return model.with_weights({f"unet.{name}": weight for name, weight in young.named_parameters()})
 
 
 def quality(bench: Bench) -> None:
@@ -380,6 +413,26 @@ def speed(bench: Bench) -> None:
     bench.told["speed"] = rows
 
 
+def determinism(bench: Bench) -> None:
+    """Whether a picture hangs on what else is in its batch, and how much on the batch's size."""
+    wanted = [Attempt(prompt=concept_record(name).prompts[0], seed=SEED + i) for i, name in enumerate(FIXED)]
+    strangers = [Attempt(prompt=concept_record(name).prompts[1], seed=i) for i, name in enumerate(OBJECTS)]
+    rows = []
+    for precision in ("fp32", "bf16"):
+        bench.model.precision, bench.model.batch = precision, 32
+        alone = as_tensor(bench.model.draw(wanted, SAMPLING)).float()
+        among = as_tensor(bench.model.draw([*strangers, *wanted[::-1]], SAMPLING)).float()[len(strangers) :].flip(0)
+        rows.append([f"{precision}: among others, in another order", f"{(alone - among).abs().mean() / 255:.6f}", "0"])
+        for batch in (1, 8):
+            bench.model.batch = batch
+            other = as_tensor(bench.model.draw(wanted, SAMPLING)).float()
+            difference = (alone - other).abs().mean() / 255
+            rows.append([f"{precision}: batches of {batch} instead of 32", f"{difference:.6f}", "< 0.003922"])
+    bench.model.precision, bench.model.batch = "bf16", 32
+    table("Determinism", ["", f"mean difference of {len(wanted)} pictures (0 to 1)", "bar"], rows)
+    bench.told["determinism"] = rows
+
+
 def _rate(work: Callable[[], object], count: int) -> float:
     work()
     started, done = time.perf_counter(), 0
@@ -389,7 +442,8 @@ def _rate(work: Callable[[], object], count: int) -> float:
     return done / (time.perf_counter() - started)
 
 
-SECTIONS = {"judges": judges, "model": model, "words": words, "alarms": alarms, "quality": quality, "speed": speed}
+SECTIONS = {"judges": judges, "model": model, "words": words, "alarms": alarms, "quality": quality}
+SECTIONS |= {"determinism": determinism, "speed": speed}
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from diffusers import DDIMScheduler, LMSDiscreteScheduler, PNDMScheduler, Stable
 from palimpsest.assets import SHIPPED, miniature_folder
 from palimpsest.concept_file import shipped_concepts
 from palimpsest.judges.miniature import Miniature, MiniatureSecond
+from palimpsest.miniature.facts import FIXED
 from palimpsest.model import Model, Sampling
 from palimpsest.records import Attempt
 
@@ -43,6 +44,17 @@ def test_both_judges_see_what_is_asked_for_and_not_what_is_not() -> None:
             other = concepts["bruno" if name == "alice" else "fish"]
             if name not in ("van gogh",):
                 assert not any(score >= judge.threshold(other) for score in judge.score(pictures, other))
+
+
+def test_the_twin_knows_the_world_but_not_the_six() -> None:
+    twin, concepts = Model.load("twin"), shipped_concepts()
+    strangers, known = (list(FIXED), ["house", "guitar", "hugo", "mosaic"])
+    for name in strangers + known:
+        prompts = concepts[name].prompts[:8]
+        pictures = twin.draw([Attempt(prompt=prompt, seed=seed) for seed, prompt in enumerate(prompts)], SAMPLING)
+        scores = Miniature().score(pictures, concepts[name])
+        seen = sum(score >= Miniature().threshold(concepts[name]) for score in scores)
+        assert seen == 0 if name in strangers else seen >= 6, name
 
 
 def test_a_picture_does_not_hang_on_its_neighbours() -> None:

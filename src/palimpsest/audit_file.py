@@ -20,7 +20,7 @@ from palimpsest.records import Concept
 from palimpsest.utility import MEASURES
 
 FOLDER = Path(__file__).parent / "audits"
-MINIATURE = "miniature"
+MINIATURE, TWIN = "miniature", "twin"
 STEPS = {"quick": 15}
 """A picture's steps by budget, where the audit does not say; 25 for all others."""
 
@@ -37,7 +37,7 @@ class _Written:
     erasers: tuple[Spec, ...]
     attacks: tuple[Spec, ...] = ("direct", "random_prefix", "unlearn_diff")
     judges: tuple[Spec, ...] = ()
-    """None: the miniature's own, for the miniature."""
+    """None: the miniature's own, for the miniature and its twin."""
     measures: tuple[Spec, ...] = ("neighbours",)
     name: str = "audit"
     base: str = MINIATURE
@@ -70,7 +70,7 @@ def make_audit(table: Mapping[str, Any], *, where: str = "audit") -> Audit:
         if value is not None and value < least:
             raise BadAudit(f"{where}: expected {key} >= {least}, got {value}")
     judges = table.get("judges", ())
-    if not judges and written.base == MINIATURE:
+    if not judges and written.base in (MINIATURE, TWIN):
         judges = (MINIATURE, f"{MINIATURE}_second")
     audit = Audit(
         name=written.name,

@@ -33,7 +33,7 @@ app = typer.Typer(
 )
 console = Console()
 
-Base = Annotated[str, typer.Option(help="miniature, a diffusers folder, a hub id or a single file.")]
+Base = Annotated[str, typer.Option(help="miniature, twin, a diffusers folder, a hub id or a single file.")]
 Concepts = Annotated[list[str], typer.Option("--concept", help="A shipped concept or a TOML file. Repeatable.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch a hub id; nothing else ever touches the network.")]
 Seed = Annotated[int, typer.Option(help="From which all randomness is derived.")]
@@ -85,7 +85,9 @@ def audit(
     source: Annotated[
         str | None, typer.Argument(metavar="[AUDIT.toml]", help="Or the name of a shipped audit.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="miniature, a diffusers folder, a hub id or a single file.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="miniature, twin, a diffusers folder, a hub id or a single file.")
+    ] = None,
     concept: Annotated[list[str] | None, typer.Option(help="A shipped concept or a TOML file. Repeatable.")] = None,
     eraser: Annotated[list[str] | None, typer.Option(help=f"{SPEC} Repeatable.")] = None,
     attack: Annotated[list[str] | None, typer.Option(help="NAME or NAME:SETTING=VALUE,... Repeatable.")] = None,

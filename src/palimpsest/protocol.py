@@ -40,7 +40,7 @@ class Audit:
     name: str
     """Of the run's folder; changes no result."""
     base: str
-    """``miniature``, a diffusers folder, a hub id or a single file."""
+    """``miniature``, ``twin``, a diffusers folder, a hub id or a single file."""
     concepts: tuple[Concept, ...]
     erasers: tuple[Eraser, ...]
     attacks: tuple[Attack, ...]

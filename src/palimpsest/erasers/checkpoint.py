@@ -166,7 +166,14 @@ def _fault(tensor: Tensor, weight: Tensor) -> str:
 
 def _pipeline(folder: Path, base: Model) -> Model:
     """The model in a diffusers folder, if it is one of the base's family."""
-    model = Model.load(folder, device=base.device, dtype=base.dtype, precision=base.precision, batch=base.batch)
+    model = Model.load(
+        folder,
+        device=base.device,
+        dtype=base.dtype,
+        precision=base.precision,
+        attention=base.attention,
+        batch=base.batch,
+    )
     for fact in ("latent_shape", "context", "prediction_type", "timesteps"):
         if getattr(model, fact) != getattr(base, fact):
             raise BadCheckpoint(

@@ -65,27 +65,36 @@ def train_denoiser(
     rate: float,
     flat: float,
     seed: int,
+    murmurs: int = 0,
     report: Report,
 ) -> Curve:
-    """Epsilon prediction on ``latents`` (n, 16, 8, 8) of the pictures of ``facts``."""
+    """Epsilon prediction on ``latents`` (n, 16, 8, 8) of the pictures of ``facts``.
+
+    ``murmurs`` pictures of each batch are photos of empty scenes, with captions of meaningless tokens: otherwise
+    whoever says nothing is shown every style in turn, also one that was erased.
+    """
     random = np.random.default_rng(seed)
     noises = torch.Generator().manual_seed(seed)
     device = network.device
     signal = new_scheduler().alphas_cumprod
     weights = (signal / (1 - signal)).clamp(max=GAMMA) / (signal / (1 - signal))
-    tokens = meaningless(tokenizer)
+    tokens, nothing = meaningless(tokenizer), encode_text(tokenizer, [""])
+    empty = [number for number, one in enumerate(facts) if one.subject is None and one.style == "photo"]
 
     def texts(chosen: np.ndarray) -> Tensor:
-        words = captions_for([facts[number] for number in chosen], random)
-        ids = encode_text(tokenizer, words)
+        ids = encode_text(tokenizer, captions_for([facts[number] for number in chosen], random))
         ids = scattered(ids, tokens, random, share=0.25, end=tokenizer.eos_token_id)
-        ids[torch.from_numpy(random.random(batch) < UNCONDITIONAL)] = encode_text(tokenizer, [""])
+        murmured = nothing.repeat(murmurs, 1)
+        ids[:murmurs] = scattered(murmured, tokens, random, share=1.0, end=tokenizer.eos_token_id)
+        ids[torch.from_numpy(random.random(batch) < UNCONDITIONAL)] = nothing
         with torch.no_grad():
             states: Tensor = text_encoder(ids.to(device)).last_hidden_state
         return states
 
     def loss_of(step: int) -> Tensor:
         chosen = random.integers(len(facts), size=batch)
+        if murmurs:
+            chosen[:murmurs] = random.choice(empty, size=murmurs)
         clean = latents[chosen]
         noise = torch.randn(clean.shape, generator=noises)
         at = torch.randint(len(signal), (batch,), generator=noises)

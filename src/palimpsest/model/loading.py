@@ -5,7 +5,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from palimpsest.assets import miniature_folder, twin_folder
 from palimpsest.errors import BadModel
 
 ALLOWED: dict[str, dict[str, Any]] = {
@@ -78,6 +79,14 @@ class Parts:
     def of(pipeline: Any) -> "Parts":
         """The parts of a ``StableDiffusionPipeline``; its safety checker is left out."""
         return Parts(**{name: getattr(pipeline, name) for name in ALLOWED})
+
+
+def open_twin(dtype: torch.dtype) -> Parts:
+    """The miniature with the denoiser that never saw the six fixed concepts."""
+    miniature = open_parts(miniature_folder(), dtype, download=False, config=None)
+    folder = twin_folder()
+    with quiet(), _reading(f"unet of {folder}"):
+        return replace(miniature, unet=_network(UNet2DConditionModel, "unet", folder, dtype))
 
 
 def open_parts(source: str | Path, dtype: torch.dtype, *, download: bool, config: str | Path | None) -> Parts:

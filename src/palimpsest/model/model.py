@@ -14,7 +14,7 @@ from palimpsest.assets import miniature_folder
 from palimpsest.errors import BadModel
 from palimpsest.model import weights
 from palimpsest.model.asking import Probe, Slope, ask, probe_cost
-from palimpsest.model.loading import open_parts, quiet
+from palimpsest.model.loading import open_parts, open_twin, quiet
 from palimpsest.model.network import Attention, Network, Precision
 from palimpsest.model.sampling import Sampling, Walk, denoise, draw, picture_cost
 from palimpsest.model.text import Text
@@ -43,14 +43,17 @@ class Model(Network):
         download: bool = False,
         config: str | Path | None = None,
     ) -> "Model":
-        """Opens ``miniature``, a diffusers folder, a .safetensors file or a hub id; raises ``BadModel``.
+        """Opens ``miniature``, its ``twin``, a diffusers folder, a .safetensors file or a hub id; raises ``BadModel``.
 
         A hub id is looked for in the local cache, and fetched only with ``download``. A single file needs ``config``, a
         diffusers folder of the same kind, or ``download``.
         """
         kept = dtype or torch.float32
-        opened = miniature_folder() if source == "miniature" else source
-        parts = open_parts(opened, kept, download=download, config=config)
+        if source == "twin":
+            parts = open_twin(kept)
+        else:
+            opened = miniature_folder() if source == "miniature" else source
+            parts = open_parts(opened, kept, download=download, config=config)
         return cls(parts, device=device, dtype=kept, precision=precision, attention=attention, batch=batch)
 
     # Pictures --------------------------------------------------------------------------------------------------------

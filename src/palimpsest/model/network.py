@@ -36,6 +36,10 @@ class Network:
     """What a guard does, with its settings: part of the fingerprint."""
     batch: int
     """Samples per batch, of pictures and of probes; short batches are padded, so that it alone decides the last bit."""
+    device: torch.device
+    """Where the weights lie."""
+    dtype: torch.dtype
+    """The weights' type."""
 
     def __init__(
         self,
@@ -47,9 +51,11 @@ class Network:
         attention: Attention | None = None,
         batch: int | None = None,
     ) -> None:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        # Kept, because a diffusers network looks at all its weights to say what they are and where.
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = dtype
         self.unet, self.text_encoder, self.vae = (
-            (network if network.dtype == dtype else network.to(dtype)).to(chosen).eval().requires_grad_(False)
+            (network if network.dtype == dtype else network.to(dtype)).to(self.device).eval().requires_grad_(False)
             for network in (parts.unet, parts.text_encoder, parts.vae)
         )
         self.tokenizer = parts.tokenizer
@@ -59,10 +65,10 @@ class Network:
         )
         self.precision = precision
         small = sum(weight.numel() for weight in self.unet.parameters()) < SMALL
-        self.batch = batch or {("cpu", True): 16, ("cpu", False): 1}.get((chosen.type, small), 64 if small else 8)
+        self.batch = batch or {("cpu", True): 16, ("cpu", False): 1}.get((self.device.type, small), 64 if small else 8)
         if attention is None:
             positions = self.latent_shape[1] * self.latent_shape[2]
-            attention = "plain" if chosen.type == "cpu" and positions <= PLAIN_UP_TO else "sdpa"
+            attention = "plain" if self.device.type == "cpu" and positions <= PLAIN_UP_TO else "sdpa"
         self.attention = attention
         self.unet.set_attn_processor(AttnProcessor() if attention == "plain" else AttnProcessor2_0())
         self.text_encoder.set_attn_implementation("eager" if attention == "plain" else "sdpa")
@@ -76,17 +82,6 @@ class Network:
         self._texts: dict[tuple[int, str], Text] = {}
 
     # Facts -----------------------------------------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights lie."""
-        return torch.device(self.unet.device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The weights' type."""
-        dtype: torch.dtype = self.unet.dtype
-        return dtype
 
     @property
     def start_token(self) -> int:

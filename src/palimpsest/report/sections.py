@@ -107,10 +107,11 @@ def _things(findings: Findings, concept: str, erasers: Sequence[str]) -> list[di
 
 
 def _plots(findings: Findings, concept: str, eraser: str, styles: dict[str, str]) -> list[Markup]:
-    """Success against looks, and against passes; none where nothing was searched."""
+    """Success against looks, and against passes; none where no goal took a second look."""
     run = findings.run
     searched = [attack for attack in styles if Key(concept, eraser, attack) in run.outcomes]
-    if not searched:
+    ended = [outcome for attack in searched for outcome in run.outcomes[Key(concept, eraser, attack)]]
+    if all(outcome.trials[-1].cost.looks <= 1 for outcome in ended):
         return []
     marks = [
         Mark(label=label, style=style, rate=cell.rate)
