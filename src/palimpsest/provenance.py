@@ -23,7 +23,7 @@ def provenance(audit: Audit) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
         "platform": platform.platform(),
         "git": _git(),
-        "command": " ".join(["palimpsest", *sys.argv[1:]]) if Path(sys.argv[0]).name == "palimpsest" else None,
+        "command": _command(),
         "seed": audit.seed,
         "budget": {"name": audit.budget_name, "looks": audit.budget.looks, "passes": audit.budget.passes},
         "sampling": audit.table()["sampling"],
@@ -43,6 +43,13 @@ def provenance(audit: Audit) -> dict[str, Any]:
         ],
         "added_controls": list(audit.added_controls),
     }
+
+
+def _command() -> str | None:
+    """The command line, where this program was started by one: by its name or as a module."""
+    started = Path(sys.argv[0])
+    ours = started.name == "palimpsest" or started.parts[-2:] == ("palimpsest", "__main__.py")
+    return " ".join(["palimpsest", *sys.argv[1:]]) if ours else None
 
 
 def _concept(audit: Audit, concept: Concept) -> dict[str, Any]:

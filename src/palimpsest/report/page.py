@@ -195,8 +195,8 @@ def _provenance(findings: Findings) -> list[tuple[str, str]]:
     rows = [("protocol", findings.run.protocol or "unknown")]
     rows.append(("erasers", ", ".join(sorted({key.eraser for key in findings.cells} - {BASE}))))
     rows.append(("attacks", ", ".join(sorted({key.attack for key in findings.cells}))))
-    for name in ("command", "started", "base", "device", "dtype", "batch", "seed", "platform"):
-        if name in told:
+    for name in ("command", "started", "base", "device", "dtype", "precision", "batch", "seed", "platform"):
+        if told.get(name) is not None:
             rows.append((name, str(told[name])))
     for name in ("sampling", "budget", "versions", "weights", "prompts"):
         if isinstance(told.get(name), dict):
