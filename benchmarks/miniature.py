@@ -1,6 +1,8 @@
 """What the miniature knows, how well its judges see, how fast it is: every figure of its card.
 
-    python benchmarks/miniature.py [--quick] [--json FILE] [--only judges,model,words,alarms,quality,determinism,speed]
+    python benchmarks/miniature.py [--quick] [--json FILE] [--only SECTION,...]
+
+Sections: judges, model, vocabulary, words, alarms, quality, determinism, speed.
 
 ``--quick`` takes few pictures per row and is no result. Seeds of this file occur nowhere in training or calibration.
 """
@@ -194,19 +196,33 @@ def _count(seen: list[str], prompts: list[str], named: dict[str, str], into: lis
                 into[1] += 1
 
 
-def words(bench: Bench) -> None:
-    """How well the text encoder knows its vocabulary, and what words mean that mean nothing."""
+def vocabulary(bench: Bench) -> None:
+    """How often each token occurs in the captions of the training, drawn again as the legs draw them (murmurs left out)."""
     recipe, tokenizer = Recipe(), bench.model.tokenizer
-    facts = imagine_many(recipe.clip_pictures, 22)
-    random = np.random.default_rng(24)
-    tokens = meaningless(tokenizer)
+    tokens, end = meaningless(tokenizer), tokenizer.eos_token_id
     counts = torch.zeros(len(tokenizer), dtype=torch.int64)
-    for _ in range(20 if bench.quick else recipe.clip_steps):
-        chosen = random.integers(len(facts), size=256)
-        ids = encode_text(tokenizer, captions_for([facts[i] for i in chosen], random))
-        ids = scattered(ids, tokens, random, share=0.4, end=tokenizer.eos_token_id)
-        counts += torch.bincount(ids.flatten(), minlength=len(tokenizer))
-    rows = [Row("tokens seen >= 200 times in the CLIP's training", int((counts >= 200).sum()), len(counts), ">= 95 %")]
+
+    def count(facts: list[Facts], random: np.random.Generator, *, steps: int, batch: int, share: float) -> None:
+        for _ in range(20 if bench.quick else steps):
+            told = [facts[number] for number in random.integers(len(facts), size=batch)]
+            ids = scattered(encode_text(tokenizer, captions_for(told, random)), tokens, random, share=share, end=end)
+            counts.add_(torch.bincount(ids.flatten(), minlength=len(tokenizer)))
+
+    rows = []
+    facts = imagine_many(recipe.clip_pictures, 22)
+    count(facts, np.random.default_rng(24), steps=recipe.clip_steps, batch=256, share=0.4)
+    rows.append(Row("tokens seen >= 200 times by the CLIP", int((counts >= 200).sum()), len(counts), ">= 95 %"))
+    facts = imagine_many(recipe.denoiser_pictures, 31)
+    for seed, steps in zip((33, 34), recipe.denoiser_steps, strict=True):
+        count(facts, np.random.default_rng(seed), steps=steps, batch=128, share=0.25)
+    rows.append(Row("tokens seen >= 200 times by CLIP or denoiser", int((counts >= 200).sum()), len(counts)))
+    bench.rows("Vocabulary", rows)
+
+
+def words(bench: Bench) -> None:
+    """What words mean that mean nothing."""
+    tokenizer = bench.model.tokenizer
+    tokens, rows = meaningless(tokenizer), []
     random = np.random.default_rng(SEED + 1)
     for name in FIXED:
         label = f"{kind_of(name)}/{name}"
@@ -442,7 +458,14 @@ def _rate(work: Callable[[], object], count: int) -> float:
     return done / (time.perf_counter() - started)
 
 
-SECTIONS = {"judges": judges, "model": model, "words": words, "alarms": alarms, "quality": quality}
+SECTIONS = {
+    "judges": judges,
+    "model": model,
+    "vocabulary": vocabulary,
+    "words": words,
+    "alarms": alarms,
+    "quality": quality,
+}
 SECTIONS |= {"determinism": determinism, "speed": speed}
 
 
