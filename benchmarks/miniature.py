@@ -197,7 +197,7 @@ def _count(seen: list[str], prompts: list[str], named: dict[str, str], into: lis
 
 
 def vocabulary(bench: Bench) -> None:
-    """How often each token occurs in the captions of the training, drawn again as the legs draw them (murmurs left out)."""
+    """How often each token occurs in the captions of the training, drawn again as the legs draw them (no murmurs)."""
     recipe, tokenizer = Recipe(), bench.model.tokenizer
     tokens, end = meaningless(tokenizer), tokenizer.eos_token_id
     counts = torch.zeros(len(tokenizer), dtype=torch.int64)
@@ -271,21 +271,31 @@ def alarms(bench: Bench) -> None:
         for model in (_wrecked(bench.model), _half_trained(bench.model, bench.quick))
     )
     truth = [answers(one) for one in facts]
+    pictures = {
+        "other concepts": others,
+        "noise": decoded,
+        "random embeddings": astray,
+        "wrecked model": wrecked,
+        "half-trained model": young,
+        "empty scenes": empty,
+    }
     for which, judge in (("first", bench.chief), ("second", bench.second)):
+        scores = {place: judge.probabilities(several) for place, several in pictures.items()}
         rows = []
         for label in (f"{kind_of(name)}/{name}" for name in (*OBJECTS, *IDENTITIES, *CONTENT, "van gogh")):
             head, name = label.split("/")
-            without = torch.tensor([one[head] != name for one in truth])
             unasked = torch.tensor([answers(one)[head] != name for one in told])
-            seen = {
-                "other concepts": shown(judge, others[without], label),
-                "noise": shown(judge, decoded, label),
-                "random embeddings": shown(judge, astray, label),
-                "wrecked model": shown(judge, wrecked[unasked], label),
-                "half-trained model": shown(judge, young[unasked], label),
+            innocent = {
+                "other concepts": torch.tensor([one[head] != name for one in truth]),
+                "wrecked model": unasked,
+                "half-trained model": unasked,
             }
-            if head != "style":
-                seen["empty scenes"] = shown(judge, empty, label)
+            column = judge.labels.index(label)
+            seen = {
+                place: (found[innocent.get(place, slice(None)), column] >= judge.thresholds[label]).numpy()
+                for place, found in scores.items()
+                if head != "style" or place != "empty scenes"
+            }
             hits = np.concatenate(list(seen.values()))
             where = ", ".join(
                 f"{place} {int(found.sum())}/{len(found)}" for place, found in seen.items() if found.any()
