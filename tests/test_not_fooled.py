@@ -29,7 +29,7 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         name: weight + weight.abs().mean() * torch.randn(weight.shape, generator=random)
         for name, weight in unet.items()
     }
-    erased = Uce().erase(base, [find_concept("church")], random=random)
+    erased = Uce(retain=True).erase(base, [find_concept("church")], random=random)
     checkpoints = {
         "ruined": {"path": handed_in(folder, "ruined", ruined)},
         "untouched": {"path": handed_in(folder, "untouched", dict(unet))},
