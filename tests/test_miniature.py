@@ -4,7 +4,11 @@ import torch
 from diffusers import DDIMScheduler, LMSDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 
 from palimpsest.assets import SHIPPED, miniature_folder
+from palimpsest.audit_file import load_audit
 from palimpsest.concept_file import shipped_concepts
+from palimpsest.erasers import Esd
+from palimpsest.erasing import is_at_hand
+from palimpsest.jobs import jobs
 from palimpsest.judges.miniature import Miniature, MiniatureSecond
 from palimpsest.miniature.facts import FIXED
 from palimpsest.model import Model, Sampling
@@ -69,6 +73,15 @@ def test_a_score_does_not_hang_on_its_neighbours() -> None:
     model, judge, church = Model.load("miniature"), Miniature(), shipped_concepts()["church"]
     pictures = model.draw([Attempt(prompt="a photo of a church", seed=seed) for seed in range(5)], SAMPLING)
     assert judge.score(pictures, church)[3] == judge.score(pictures[3:4], church)[0]
+
+
+def test_the_quick_audit_has_nothing_to_train() -> None:
+    planned = load_audit("quick")
+    base = Model.load(planned.base)
+    trained = [job for job in jobs(planned) if isinstance(job.eraser, Esd)]
+    assert [job.concept.name for job in trained] == ["church", "van gogh"]
+    assert all(is_at_hand(job, base, seed=planned.seed, store=None) for job in trained)
+    assert not any(is_at_hand(job, base, seed=planned.seed, store=None, retrain=True) for job in trained)
 
 
 def test_what_is_shipped_is_small_enough() -> None:
