@@ -2,7 +2,7 @@
 
     python benchmarks/audit.py [--quick] [--json FILE] [--out DIR]
 
-The same command goes on where it was stopped. ``--quick`` takes two goals, two concepts, one eraser, and is no result.
+The same command goes on where it was stopped. ``--quick`` takes two goals of one concept and one eraser, and is no result.
 """
 
 import argparse
@@ -15,8 +15,7 @@ from rich.table import Table
 
 from palimpsest.run import Run
 
-FEW = ["--goals", "2", "--budget", "quick", "--concept", "church", "--concept", "van gogh"]
-QUICK = [*FEW, "--eraser", "nothing", "--eraser", "uce"]
+QUICK = "--goals 2 --batch 4 --budget quick --concept alice --eraser nothing --eraser uce".split()
 CEILING, FLOOR, KEPT = 0.9, 0.15, 0.85
 """What the base shows at least and an erased model at most, asked plainly; what is kept of the neighbours."""
 
