@@ -2,7 +2,7 @@
 
     python benchmarks/audit.py [--quick] [--json FILE] [--out DIR]
 
-The same command goes on where it was stopped. ``--quick`` takes two goals of one concept and one eraser, and is no result.
+The same command goes on where it was stopped. ``--quick`` takes two goals of one concept and one eraser: no result.
 """
 
 import argparse
