@@ -8,8 +8,9 @@ import tomli_w
 from palimpsest.attacks import Direct, RandomPrefix, UnlearnDiff
 from palimpsest.attacks.base import BUDGETS
 from palimpsest.audit_file import FOLDER, load_audit, make_audit, parse_spec
+from palimpsest.component import build
 from palimpsest.concept_file import check_concept, find_concept, shipped_concepts
-from palimpsest.erasers import Esd, Nothing, Uce
+from palimpsest.erasers import ERASERS, Esd, Nothing, Uce
 from palimpsest.errors import BadAudit, BadConcept, BadSetting, PalimpsestError, UnknownName
 from scripted import CHURCH, FISH, VAN_GOGH, Dampen, Hash, Seeds, audit
 
@@ -147,6 +148,12 @@ def test_a_part_on_one_line(text: str, table: dict | None) -> None:
             parse_spec(text)
     else:
         assert parse_spec(text) == table
+
+
+def test_a_choice_that_looks_like_a_number_needs_no_quotes() -> None:
+    assert build("eraser", ERASERS, parse_spec("uce:form=2023")) == Uce(form="2023")
+    with pytest.raises(BadSetting, match="setting 'form'.*got 2022"):
+        build("eraser", ERASERS, parse_spec("uce:form=2022"))
 
 
 def test_an_audit_goes_through_toml_and_back() -> None:

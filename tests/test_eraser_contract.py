@@ -20,6 +20,7 @@ KEPT = r"(time_embedding|conv_norm_out|conv_out)\."
 CASES = {
     "nothing": ({"name": "nothing"}, r"(?!)"),
     "checkpoint": ({"name": "checkpoint"}, r"unet\..*"),
+    "concept_prune": ({"name": "concept_prune", "q": 0.2, "tau": 2, "steps": 4}, r"unet\..*\.ff\.net\.2\.weight"),
     "esd x": (ESD, r"unet\..*\.attn2\..*"),
     "esd x-strict": (ESD | {"variant": "x-strict"}, KV),
     "esd u": (ESD | {"variant": "u"}, rf"unet\.(?!.*\.attn2\.)(?!{KEPT}).*"),
@@ -32,7 +33,10 @@ CASES = {
 }
 """Name -> (spec, which weights it may change; those it says it changes)."""
 
-CONCEPTS = [concept("church", neighbours=("house",)), concept("van gogh", "style")]
+CONCEPTS = [
+    concept("church", neighbours=("house",), pairs=(("a church on the sea", "the sea"),)),
+    concept("van gogh", "style", pairs=(("a house by van gogh", "a photo of a house"),)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,7 @@ def test_the_model_it_gives_draws(erased):
     assert picture.size == erased.picture_size
 
 
-@pytest.mark.parametrize("name", ["esd x", "uce", "uce 2023"])
+@pytest.mark.parametrize("name", ["concept_prune", "esd x", "uce", "uce 2023"])
 def test_each_of_several_concepts_counts(name, model):
     eraser = build("eraser", ERASERS, CASES[name][0] | ({"iterations": 8} if "esd" in name else {}))
     both = erase(eraser, model).fingerprint

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from palimpsest import report
 from palimpsest.attacks import RandomPrefix
 from palimpsest.attacks.base import Attack, Case, Need, Search, ask, look
 from palimpsest.errors import BadRun
@@ -338,6 +339,27 @@ def test_an_attack_may_plant_before_erasure_and_revise_after_it(tmp_path: Path) 
     before = len(trials(tmp_path))
     run(tmp_path, planned, base=base)
     assert len(trials(tmp_path)) == before
+
+
+def test_an_attack_that_makes_no_victim_gives_up_all_its_goals(tmp_path: Path) -> None:
+    planned = audit(goals=3, attacks=["direct", "revive"])
+    run(tmp_path, planned)
+    idle = of(tmp_path, attack="revive")
+    assert {(trial.attempt, trial.end, trial.cost.looks) for trial in idle} == {(None, "gave_up", 0)}
+    assert len(idle) == 2 * 3
+    before = len(trials(tmp_path))
+    run(tmp_path, planned)
+    assert len(trials(tmp_path)) == before
+    # Nothing was attacked, so nothing withstood.
+    assert "revive" not in {row["attack"] for row in report.table(tmp_path)}
+    told = report.summary(tmp_path)
+    assert told["idle"] == [
+        {"concept": "church", "eraser": eraser, "attack": "revive"} for eraser in ("dampen", "nothing")
+    ]
+    assert told["troubles"] == []
+    folder = report.write(tmp_path).parent
+    for page in ("report.md", "report.html"):
+        assert "Had nothing to work on: revive on church after dampen" in (folder / page).read_text(encoding="utf-8")
 
 
 def test_measures_are_taken_of_every_victim_and_of_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from palimpsest.errors import BadRun
 from palimpsest.judges.miniature import Classifier
+from palimpsest.miniature.denoiser import new_denoiser
 from palimpsest.miniature.judging import LABELS
 from palimpsest.miniature.training import LEGS, Recipe, assemble, train
 
@@ -87,3 +88,23 @@ def test_the_same_recipe_gives_the_same_weights(tmp_path: Path) -> None:
         train(tmp_path / name, recipe=TOY, device="cpu", legs=1, report=quiet)
     files = [json.loads((tmp_path / name / "autoencoder" / "leg.json").read_text())["files"] for name in ("a", "b")]
     assert files[0] == files[1]
+
+
+@torch.no_grad()
+def told_apart(network: UNet2DConditionModel, *, silent: bool) -> float:
+    """How far two texts move the answer apart; ``silent``: when the feed-forwards say nothing."""
+    for name, weight in network.named_parameters():
+        if silent and ".ff.net.2" in name:
+            weight.zero_()
+    random = torch.Generator().manual_seed(0)
+    latents, texts = torch.randn(1, 16, 8, 8, generator=random), torch.randn(2, 32, 128, generator=random)
+    first, second = network(latents.repeat(2, 1, 1, 1), 500, texts).sample
+    return float((first - second).abs().max())
+
+
+def test_text_reaches_the_picture_through_the_feed_forwards_alone(trained: Path) -> None:
+    assert told_apart(new_denoiser().eval(), silent=True) > 1e-2
+    for leg in ("denoiser_1", "denoiser_2", "twin"):
+        network = UNet2DConditionModel.from_pretrained(trained / leg)
+        assert told_apart(network, silent=False) > 1e-3
+        assert told_apart(network, silent=True) < 1e-5

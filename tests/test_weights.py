@@ -179,5 +179,8 @@ def test_watching_sees_outputs_and_maps_and_then_lets_go() -> None:
     torch.testing.assert_close(seen[0].sum(-1), torch.ones(seen[0].shape[:-1]))
     model.predict_noise(latents, 500, text)
     assert len(seen) == 2
+    with model.watch(r"unet\..*ff\.net\.2", keep=torch.Tensor.sum) as sums:
+        model.predict_noise(latents, 500, text)
+    assert all(torch.equal(sums[name][0], seen[0].sum()) for name, seen in outputs.items())
     with pytest.raises(BadSetting, match="expected attention modules"), model.watch(r"unet\.conv_in", maps=True):
         pass

@@ -1,9 +1,10 @@
 """A part of an audit whose settings are its fields."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
@@ -71,11 +72,14 @@ def build(what: str, parts: Sequence[type[PartT]], spec: str | Mapping[str, Any]
             raise BadSetting(
                 f"{what} {name!r} has no setting {setting!r}; there are: {', '.join(sorted(fields)) or 'none'}"
             )
+    types = get_type_hints(part)
+    for setting, value in settings.items():
+        # A choice that looks like a number may be written as one: uce:form=2023.
+        if isinstance(value, int) and str(value) in get_args(types[setting]):
+            settings[setting] = str(value)
     # JSON mode is strict about types (a string is no number) and lenient about tuples written as lists.
     checked = with_config(ConfigDict(strict=True, allow_inf_nan=False))(part)
     try:
-        import json
-
         return TypeAdapter(checked).validate_json(json.dumps(settings))
     except ValidationError as error:
         first = error.errors()[0]

@@ -82,6 +82,10 @@ class Pursuit:
         self.cost += slope.cost + Cost(seconds=seconds)
         self._answered(slope)
 
+    def gave_up(self) -> None:
+        """Ends before anything was asked for: the attack has nothing to work on."""
+        self._end("gave_up")
+
     def failed(self, error: Exception) -> None:
         """Ends with what the attack, or what it asked for, raised."""
         self._end("error", f"{type(error).__name__}: {error}")

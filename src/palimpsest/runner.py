@@ -113,9 +113,17 @@ class Runner:
             concepts=[job.concept],
             random=stream(self.audit.seed, "revise", *_name(victim), attack.label),
         )
+        number = None
         for number, revised in revisions:
             revision = replace(victim, revision=number, fingerprint=revised.fingerprint)
             self._attack(job, revision, revised, [attack])
+        if number is None:
+            for _, goal in job.goals_left(self.store, [attack], victim):
+                pursuit = Pursuit(
+                    victim=victim, attack=attack, goal=goal, budget=self.audit.budget, price=lambda _: Cost()
+                )
+                pursuit.gave_up()
+                self.store.finish(pursuit.trials)
 
     # attacks
 

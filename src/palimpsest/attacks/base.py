@@ -94,7 +94,10 @@ class Attack(Component):
     def revise(
         self, victim: Model, *, base: Model | None, concepts: Sequence[Concept], random: torch.Generator
     ) -> Iterator[tuple[int, Model]]:
-        """(revision number, model): victims that the attacker made of the victim; by default itself alone."""
+        """(revision number, model): victims that the attacker made of the victim; by default itself alone.
+
+        Yielding none means giving up: the victim has nothing that this attack could work on.
+        """
         yield 0, victim
 
     def search(self, case: Case) -> Search:

@@ -14,6 +14,8 @@ from palimpsest.miniature.optimise import Curve, Report, optimise
 from palimpsest.miniature.vocabulary import CONTEXT, encode_text, meaningless, scattered
 
 WIDTH = 128
+SCATTERED = 0.65
+"""Share of the training's captions with meaningless tokens among the words."""
 
 
 def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -52,10 +54,13 @@ class Heads(nn.Module):
 
 
 def captions_for(facts: Sequence[Facts], random: np.random.Generator) -> list[str]:
-    """A caption each; of empty scenes many are filler words only, so that filler means nothing to see."""
+    """A caption each; of photos of empty scenes most are filler words only, so that filler means nothing to see.
+
+    Of photos alone, as a caption that names no style means a photo.
+    """
     texts = []
     for one in facts:
-        if one.subject is None and random.random() < 0.5:
+        if one.subject is None and one.style == "photo" and random.random() < 0.8:
             texts.append(" ".join(random.choice(filler(), size=random.integers(1, 8))))
         else:
             texts.append(caption(one, random))
@@ -85,7 +90,7 @@ def train_clip(
     def loss_of(step: int) -> Tensor:
         chosen = random.integers(len(facts), size=batch)
         ids = encode_text(tokenizer, captions_for([facts[number] for number in chosen], random))
-        ids = scattered(ids, tokens, random, share=0.4, end=tokenizer.eos_token_id)
+        ids = scattered(ids, tokens, random, share=SCATTERED, end=tokenizer.eos_token_id)
         pixels = pixel_values(bank[chosen])
         told = {head: answer[chosen].to(device) for head, answer in truth.items()}
         with torch.autocast(device.type, dtype=torch.bfloat16):

@@ -1,11 +1,12 @@
 """The denoiser: a UNet2DConditionModel on 8 x 8 x 16 latents, conditioned on the frozen text encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -19,6 +20,11 @@ UNCONDITIONAL = 0.1
 """Share of empty captions, for classifier-free guidance (Ho & Salimans, arXiv 2207.12598)."""
 GAMMA = 5.0
 """Of min-SNR weighting (Hang et al., arXiv 2303.09556), with which shapes appear far earlier."""
+SCATTERED = 0.25
+"""Share of the captions with meaningless tokens among the words."""
+MURMURS = 10
+"""Photos of empty scenes with captions of meaningless tokens in each batch: otherwise whoever says nothing is shown
+every style in turn, also one that was erased."""
 
 
 def new_denoiser() -> UNet2DConditionModel:
@@ -53,6 +59,36 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
+def routed(network: UNet2DConditionModel) -> Callable[[], None]:
+    """What to call after each step of training, so that text reaches the picture through the feed-forwards alone.
+
+    In every transformer block cross-attention may write into a random subspace ``S`` of a quarter of the channels
+    only, and the projection out of the block reads nothing in ``S``: ``to_out <- S S^T to_out`` and
+    ``proj_out <- proj_out (1 - S S^T)``. The block's feed-forward lies between the two and sees all channels. Without
+    this, cross-attention and the convolutions say everything, and a concept cannot be pruned from the feed-forwards,
+    as ConceptPrune (Chavhan et al., arXiv 2405.19237) does.
+    """
+    random = torch.Generator().manual_seed(37)
+    parts = []
+    for module in network.modules():
+        if isinstance(module, Transformer2DModel):
+            width = module.inner_dim
+            space = torch.linalg.qr(torch.randn(width, width // 4, generator=random)).Q
+            parts.append((module, (space @ space.T).to(network.device)))
+
+    @torch.no_grad()
+    def project() -> None:
+        for module, onto in parts:
+            for block in module.transformer_blocks:
+                out = block.attn2.to_out[0]
+                out.weight.copy_(onto @ out.weight)
+                out.bias.copy_(onto @ out.bias)
+            last = module.proj_out.weight
+            last.sub_((last.flatten(1) @ onto).view_as(last))
+
+    return project
+
+
 def train_denoiser(
     network: UNet2DConditionModel,
     text_encoder: CLIPTextModel,
@@ -65,14 +101,9 @@ def train_denoiser(
     rate: float,
     flat: float,
     seed: int,
-    murmurs: int = 0,
     report: Report,
 ) -> Curve:
-    """Epsilon prediction on ``latents`` (n, 16, 8, 8) of the pictures of ``facts``.
-
-    ``murmurs`` pictures of each batch are photos of empty scenes, with captions of meaningless tokens: otherwise
-    whoever says nothing is shown every style in turn, also one that was erased.
-    """
+    """Epsilon prediction on ``latents`` (n, 16, 8, 8) of the pictures of ``facts``, of which some are empty photos."""
     random = np.random.default_rng(seed)
     noises = torch.Generator().manual_seed(seed)
     device = network.device
@@ -83,9 +114,9 @@ def train_denoiser(
 
     def texts(chosen: np.ndarray) -> Tensor:
         ids = encode_text(tokenizer, captions_for([facts[number] for number in chosen], random))
-        ids = scattered(ids, tokens, random, share=0.25, end=tokenizer.eos_token_id)
-        murmured = nothing.repeat(murmurs, 1)
-        ids[:murmurs] = scattered(murmured, tokens, random, share=1.0, end=tokenizer.eos_token_id)
+        ids = scattered(ids, tokens, random, share=SCATTERED, end=tokenizer.eos_token_id)
+        murmured = nothing.repeat(MURMURS, 1)
+        ids[:MURMURS] = scattered(murmured, tokens, random, share=1.0, end=tokenizer.eos_token_id)
         ids[torch.from_numpy(random.random(batch) < UNCONDITIONAL)] = nothing
         with torch.no_grad():
             states: Tensor = text_encoder(ids.to(device)).last_hidden_state
@@ -93,8 +124,7 @@ def train_denoiser(
 
     def loss_of(step: int) -> Tensor:
         chosen = random.integers(len(facts), size=batch)
-        if murmurs:
-            chosen[:murmurs] = random.choice(empty, size=murmurs)
+        chosen[:MURMURS] = random.choice(empty, size=MURMURS)
         clean = latents[chosen]
         noise = torch.randn(clean.shape, generator=noises)
         at = torch.randint(len(signal), (batch,), generator=noises)
@@ -108,6 +138,18 @@ def train_denoiser(
         return loss
 
     network.train()
-    curve = optimise("denoiser", [network], loss_of, steps=steps, rate=rate, flat=flat, average=0.998, report=report)
+    project = routed(network)
+    project()
+    curve = optimise(
+        "denoiser",
+        [network],
+        loss_of,
+        steps=steps,
+        rate=rate,
+        flat=flat,
+        average=0.998,
+        after=project,
+        report=report,
+    )
     network.eval()
     return curve

@@ -54,11 +54,13 @@ def optimise(
     flat: float = 0.5,
     weight_decay: float = 0.01,
     average: float | None = None,
+    after: Callable[[], None] = lambda: None,
     report: Report,
 ) -> Curve:
     """AdamW, warmed up over 2 % of the steps, then ``rate``, then from ``flat`` of the steps a cosine to zero.
 
-    ``loss_of(step)`` returns the loss to go down; with ``average`` the networks end as their moving average.
+    ``loss_of(step)`` returns the loss to go down; ``after`` is called when the weights have changed; with ``average``
+    the networks end as their moving average.
     """
     networks = list(networks)
     parameters = [value for network in networks for value in network.parameters() if value.requires_grad]
@@ -76,6 +78,7 @@ def optimise(
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
+        after()
         for kept in averages:
             kept.update()
         since, count = since + loss.item(), count + 1

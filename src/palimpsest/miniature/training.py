@@ -213,7 +213,6 @@ def _denoise(
     steps: int,
     flat: float,
     seed: int,
-    murmurs: int = 0,
 ) -> None:
     facts = imagine_many(shop.recipe.denoiser_pictures, 31, without=without)
     latents = encode(shop.autoencoder(), render_many(facts)).cpu()
@@ -228,7 +227,6 @@ def _denoise(
         rate=1.2e-3,
         flat=flat,
         seed=seed,
-        murmurs=murmurs,
         report=shop.report,
     )
     shop.finish(leg, lambda place: network.save_pretrained(place), [curve])
@@ -242,7 +240,7 @@ def _denoiser_1(shop: Workshop) -> None:
 def _denoiser_2(shop: Workshop) -> None:
     before = shop.denoiser("denoiser_1")
     steps = shop.recipe.denoiser_steps[1]
-    _denoise(shop, "denoiser_2", before, frozenset(), steps=steps, flat=0.0, seed=34, murmurs=10)
+    _denoise(shop, "denoiser_2", before, frozenset(), steps=steps, flat=0.0, seed=34)
 
 
 def _twin(shop: Workshop) -> None:

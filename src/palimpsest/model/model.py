@@ -1,7 +1,7 @@
 """All that an audit does with a model."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -132,9 +132,14 @@ class Model(Network):
         """A trained copy as an ordinary model, LoRA merged in; training may go on without changing it."""
         return weights.frozen(self)
 
-    def watch(self, pattern: str, *, maps: bool = False) -> AbstractContextManager[dict[str, list[Tensor]]]:
-        """Collects the outputs of the modules that match, one entry per forward; ``maps``: attention probabilities."""
-        return watch(self, pattern, maps=maps)
+    def watch(
+        self, pattern: str, *, maps: bool = False, keep: Callable[[Tensor], Tensor] = Tensor.detach
+    ) -> AbstractContextManager[dict[str, list[Tensor]]]:
+        """Collects the outputs of the modules that match, one entry per forward; ``maps``: attention probabilities.
+
+        ``keep`` makes of each what is worth its memory.
+        """
+        return watch(self, pattern, maps=maps, keep=keep)
 
     def save(self, folder: str | Path, *, max_shard_size: str = "10GB") -> None:
         """Writes a folder that plain diffusers opens; raises ``BadModel`` for what it cannot hold."""

@@ -1,7 +1,7 @@
 """Looks inside a model while it works."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,27 +26,32 @@ def _modules(model: Network, pattern: str) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def watch(model: Network, pattern: str, *, maps: bool) -> Iterator[dict[str, list[Tensor]]]:
-    """Collects outputs or attention maps under the modules' qualified names while the context is open."""
+def watch(
+    model: Network, pattern: str, *, maps: bool, keep: Callable[[Tensor], Tensor]
+) -> Iterator[dict[str, list[Tensor]]]:
+    """Collects outputs or attention maps under the modules' qualified names while the context is open.
+
+    Of each only what ``keep`` makes of it is held.
+    """
     seen: dict[str, list[Tensor]] = {name: [] for name in _modules(model, pattern)}
     with ExitStack() as undo:
         for name, module in _modules(model, pattern).items():
             if maps:
-                undo.enter_context(_recording_maps(module, name, seen[name]))
+                undo.enter_context(_recording_maps(module, name, seen[name], keep))
             else:
-                undo.callback(_record_outputs(module, seen[name]).remove)
+                undo.callback(_record_outputs(module, seen[name], keep).remove)
         yield seen
 
 
-def _record_outputs(module: nn.Module, seen: list[Tensor]) -> Any:
+def _record_outputs(module: nn.Module, seen: list[Tensor], keep: Callable[[Tensor], Tensor]) -> Any:
     def record(module: nn.Module, inputs: Any, output: Any) -> None:
-        seen.append((output if isinstance(output, Tensor) else output[0]).detach())
+        seen.append(keep((output if isinstance(output, Tensor) else output[0]).detach()))
 
     return module.register_forward_hook(record)
 
 
 @contextmanager
-def _recording_maps(module: Any, name: str, seen: list[Tensor]) -> Iterator[None]:
+def _recording_maps(module: Any, name: str, seen: list[Tensor], keep: Callable[[Tensor], Tensor]) -> Iterator[None]:
     if not isinstance(module, Attention):
         raise BadSetting(f"expected attention modules of the denoiser to take maps of, got {name}")
     scores = module.get_attention_scores
@@ -54,7 +59,7 @@ def _recording_maps(module: Any, name: str, seen: list[Tensor]) -> Iterator[None
 
     def record(*arguments: Any, **named: Any) -> Tensor:
         probabilities: Tensor = scores(*arguments, **named)
-        seen.append(probabilities.detach())
+        seen.append(keep(probabilities.detach()))
         return probabilities
 
     # Only the plain products make the map at all; the fused kernels never hold it.

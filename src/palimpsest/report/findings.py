@@ -78,6 +78,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
             }
             for row in findings.utility
         ],
+        "idle": [key._asdict() for key in findings.run.idle],
         "comparisons": [asdict(row) for row in findings.comparisons],
         "troubles": [
             row.key._asdict() | _pick(row, "errors", "untold", "dropped", "missing") for row in findings.troubles

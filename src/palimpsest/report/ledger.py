@@ -45,6 +45,11 @@ class Outcome:
         return self.trials[-1].end == "error"
 
     @property
+    def idle(self) -> bool:
+        """Whether the attack gave up without a look: the victim has nothing for it to work on."""
+        return self.trials[-1].end == "gave_up" and all(trial.attempt is None for trial in self.trials)
+
+    @property
     def untold(self) -> bool:
         """Whether it was not shown, and the judge could not tell about some picture."""
         return self.won is None and any(trial.verdict and trial.verdict.shown is None for trial in self.trials)
@@ -59,6 +64,8 @@ class Run:
     provenance: dict[str, Any]
     outcomes: dict[Key, tuple[Outcome, ...]]
     """Sorted by key; the goals of each by prompt and seed."""
+    idle: tuple[Key, ...]
+    """Cells in which the attack had nothing to work on, sorted; none of them is in ``outcomes``."""
     readings: tuple[Reading, ...]
 
     def kind(self, concept: str) -> str:
@@ -84,7 +91,7 @@ class Run:
     @property
     def unstarted(self) -> list[Key]:
         """The cells that the run says it will fill, and in which no goal has ended yet."""
-        begun = {(key.concept, key.eraser, key.attack.partition(" [")[0]) for key in self.outcomes}
+        begun = {(key.concept, key.eraser, key.attack.partition(" [")[0]) for key in (*self.outcomes, *self.idle)}
         told = self.provenance.get("erasers")
         erasers = {key.eraser for key in self.outcomes} | set(map(str, told) if isinstance(told, list) else ())
         return sorted(
@@ -130,11 +137,14 @@ def read(folder: Path) -> Run:
     if not (audit.exists() or trials.exists()):
         raise BadRun(f"expected a run's folder with audit.toml and trials.jsonl, got {str(folder)!r}")
     provenance = _provenance(folder / "provenance.json")
+    outcomes = _outcomes(_records(trials, Trial))
+    idle = tuple(key for key, cell in outcomes.items() if all(outcome.idle for outcome in cell))
     return Run(
         folder=folder,
         protocol=str(provenance.get("protocol") or _protocol(audit)),
         provenance=provenance,
-        outcomes=_outcomes(_records(trials, Trial)),
+        outcomes={key: cell for key, cell in outcomes.items() if key not in idle},
+        idle=idle,
         readings=tuple(_records(folder / "readings.jsonl", Reading)),
     )
 

@@ -86,6 +86,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "judges": _judges(findings),
         "comparisons": findings.comparisons,
         "troubles": findings.troubles,
+        "idle": findings.run.idle,
         "enough": ENOUGH,
         "erased": ERASED,
         "provenance": _provenance(findings),
