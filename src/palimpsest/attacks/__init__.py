@@ -4,8 +4,9 @@ from palimpsest.attacks.base import Attack
 from palimpsest.attacks.direct import Direct
 from palimpsest.attacks.random_prefix import RandomPrefix
 from palimpsest.attacks.revive import Revive
+from palimpsest.attacks.seed_search import SeedSearch
 from palimpsest.attacks.unlearn_diff import UnlearnDiff
 
-__all__ = ["ATTACKS", "Attack", "Direct", "RandomPrefix", "Revive", "UnlearnDiff"]
+__all__ = ["ATTACKS", "Attack", "Direct", "RandomPrefix", "Revive", "SeedSearch", "UnlearnDiff"]
 
-ATTACKS: tuple[type[Attack], ...] = (Direct, RandomPrefix, Revive, UnlearnDiff)
+ATTACKS: tuple[type[Attack], ...] = (Direct, RandomPrefix, Revive, SeedSearch, UnlearnDiff)
