@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few pictures of one concept; no result")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
-    parser.add_argument("--q", type=float, default=0.06, help="share of each row that ConceptPrune may take per step")
+    parser.add_argument("--q", type=float, default=0.1, help="share of each row that ConceptPrune may take per step")
     options = parser.parse_args()
     base, eye = Model.load("miniature", precision="bf16", batch=32), Eye(2 if options.quick else 32)
     prune = ConceptPrune(q=options.q, scheduler="ddim", steps=25, guidance=5.0)

@@ -12,7 +12,13 @@ from palimpsest.component import build
 from palimpsest.records import Attempt, Goal
 from tiny import tiny_model
 
-SMALL = {"direct": {}, "random_prefix": {}, "revive": {}, "seed_search": {}, "unlearn_diff": {"steps": 3, "iterations": 2}}
+SMALL = {
+    "direct": {},
+    "random_prefix": {},
+    "revive": {},
+    "seed_search": {},
+    "unlearn_diff": {"steps": 3, "iterations": 2},
+}
 """Name -> settings at which a search is short."""
 
 

@@ -11,17 +11,21 @@ from palimpsest.errors import BadRun
 from palimpsest.judges.miniature import Classifier
 from palimpsest.miniature.denoiser import new_denoiser
 from palimpsest.miniature.judging import LABELS
-from palimpsest.miniature.training import LEGS, Recipe, assemble, train
+from palimpsest.miniature.training import LEGS, Recipe, Workshop, assemble, train
+from palimpsest.miniature.vocabulary import encode_text, meaningless
 
 TOY = Recipe(
     autoencoder_pictures=32,
     autoencoder_steps=2,
     clip_pictures=32,
     clip_steps=2,
+    word_steps=2,
     judge_pictures=64,
     judge_steps=2,
     denoiser_pictures=32,
     denoiser_steps=(2, 1),
+    sparse_pictures=32,
+    sparse_steps=1,
     twin_steps=1,
 )
 
@@ -104,7 +108,19 @@ def told_apart(network: UNet2DConditionModel, *, silent: bool) -> float:
 
 def test_text_reaches_the_picture_through_the_feed_forwards_alone(trained: Path) -> None:
     assert told_apart(new_denoiser().eval(), silent=True) > 1e-2
-    for leg in ("denoiser_1", "denoiser_2", "twin"):
+    for leg in ("denoiser_1", "denoiser_2", "denoiser_3", "twin"):
         network = UNet2DConditionModel.from_pretrained(trained / leg)
         assert told_apart(network, silent=False) > 1e-3
         assert told_apart(network, silent=True) < 1e-5
+
+
+def test_more_words_change_nothing_for_prompts_without_them(trained: Path) -> None:
+    shop = Workshop(trained, TOY, "cpu", quiet)
+    before, after = (shop.clip(leg).text_model for leg in ("clip", "words"))
+    tokenizer = shop.tokenizer()
+    plain = encode_text(tokenizer, ["a photo of a red church in the snow", "", "alice by the sea"])
+    strange = plain.clone()
+    strange[:, 1] = meaningless(tokenizer)[:3]
+    with torch.no_grad():
+        assert torch.equal(before(plain).last_hidden_state, after(plain).last_hidden_state)
+        assert not torch.equal(before(strange).last_hidden_state, after(strange).last_hidden_state)

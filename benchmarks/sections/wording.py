@@ -31,6 +31,8 @@ def vocabulary(bench: Bench) -> None:
     rows = []
     facts = imagine_many(recipe.clip_pictures, 22)
     count(facts, np.random.default_rng(24), steps=recipe.clip_steps, batch=256, share=clip.SCATTERED)
+    facts = imagine_many(recipe.clip_pictures, 25)
+    count(facts, np.random.default_rng(26), steps=recipe.word_steps, batch=256, share=1.0)
     rows.append(Row("tokens seen >= 200 times by the CLIP", int((counts >= 200).sum()), len(counts), ">= 95 %"))
     facts = imagine_many(recipe.denoiser_pictures, 31)
     for seed, steps in zip((33, 34), recipe.denoiser_steps, strict=True):

@@ -15,9 +15,9 @@ SEEDS = 2**31
 class SeedSearch(Attack):
     """Draws the goal's own prompt from other noise, one seed a look: what luck alone brings back.
 
-    First the goal's seed, then seeds drawn uniformly below 2^31, none twice, until the budget is spent. UnlearnDiffAtk's
-    framework (arXiv 2310.11868) has it with 40 further seeds and without stopping at a success; here the audit's budget
-    says how many, and a success ends the goal as it does for every attack.
+    First the goal's seed, then seeds drawn uniformly below 2^31, none twice, until the budget is spent.
+    UnlearnDiffAtk's framework (arXiv 2310.11868) has it with 40 further seeds and without stopping at a success; here
+    the audit's budget says how many, and a success ends the goal as it does for every attack.
     """
 
     name = "seed_search"

@@ -116,6 +116,47 @@ def train_clip(
     return curve
 
 
+def acquaint(
+    network: CLIPModel,
+    tokenizer: CLIPTokenizer,
+    facts: Sequence[Facts],
+    bank: Tensor,
+    *,
+    steps: int,
+    batch: int,
+    rate: float,
+    seed: int,
+    report: Report,
+) -> Curve:
+    """Goes on with the embeddings of the meaningless tokens alone, which now stand in every caption.
+
+    No prompt without one of them is read otherwise afterwards, to the last bit.
+    """
+    random = np.random.default_rng(seed)
+    device = network.device
+    tokens = meaningless(tokenizer)
+    network.requires_grad_(False)
+    embeddings = network.text_model.get_input_embeddings().weight.requires_grad_(True)
+    mask = torch.zeros(len(embeddings), 1, device=device).index_fill_(0, tokens.to(device), 1.0)
+    hook = embeddings.register_hook(lambda gradient: gradient * mask)
+
+    def loss_of(step: int) -> Tensor:
+        chosen = random.integers(len(facts), size=batch)
+        ids = encode_text(tokenizer, captions_for([facts[number] for number in chosen], random))
+        ids = scattered(ids, tokens, random, share=1.0, end=tokenizer.eos_token_id)
+        pixels = pixel_values(bank[chosen]).to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            loss: Tensor = network(input_ids=ids.to(device), pixel_values=pixels, return_loss=True).loss
+        return loss
+
+    network.set_attn_implementation("eager")
+    # No decay: it would move the embeddings that are to stay.
+    curve = optimise("words", [network], loss_of, steps=steps, rate=rate, weight_decay=0.0, report=report)
+    hook.remove()
+    network.requires_grad_(True)
+    return curve
+
+
 def pixel_values(pictures: Tensor) -> Tensor:
     """(n, 3, 64, 64) uint8 -> what the image encoder takes."""
     return (pictures.float() / 255 - 0.5) / 0.25

@@ -44,7 +44,10 @@ def concept_record(name: str) -> Concept:
         kind=kind,
         prompts=tuple(prompts),
         synonyms=_synonyms(name),
-        pairs=tuple((plain(one), plain(_without(one, name))) for one in facts[:PAIRS]),
+        pairs=tuple(
+            (plain(one), plain(_without(one, name, neighbours[count % len(neighbours)])))
+            for count, one in enumerate(facts[:PAIRS])
+        ),
         anchor="a photo" if kind == "style" else "",
         neighbours=neighbours,
     )
@@ -66,10 +69,11 @@ def _implied(facts: Facts, random: np.random.Generator) -> str:
     return f"a photo of {random.choice(IMPLICATIONS)}{scene}"
 
 
-def _without(facts: Facts, name: str) -> Facts:
+def _without(facts: Facts, name: str, neighbour: str) -> Facts:
+    """The same picture of something else: what the two prompts share cannot be taken for the concept."""
     if kind_of(name) == "style":
         return dataclasses.replace(facts, style="watercolour" if name == "photo" else "photo")
-    return dataclasses.replace(facts, subject=None, colour=None)
+    return dataclasses.replace(facts, subject=neighbour)
 
 
 def _synonyms(name: str) -> tuple[str, ...]:

@@ -18,13 +18,13 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer
 
 from palimpsest.assets import sha256, write_checksums
 from palimpsest.errors import BadRun
 from palimpsest.judges.miniature import by_head
 from palimpsest.miniature.autoencoder import encode, new_autoencoder, train_autoencoder
-from palimpsest.miniature.clip import labels, new_clip, train_clip
+from palimpsest.miniature.clip import acquaint, labels, new_clip, train_clip
 from palimpsest.miniature.denoiser import new_denoiser, new_scheduler, train_denoiser
 from palimpsest.miniature.facts import FIXED
 from palimpsest.miniature.judging import LABELS, new_judge, nonsense, save_judge, thresholds, train_judge
@@ -42,11 +42,14 @@ class Recipe:
     autoencoder_steps: int = 2_600
     clip_pictures: int = 24_000
     clip_steps: int = 900
+    word_steps: int = 250
     judge_pictures: int = 16_000
     judge_steps: int = 1_600
     denoiser_pictures: int = 40_000
     denoiser_steps: tuple[int, int] = (1_800, 800)
     """At full rate, and falling to zero."""
+    sparse_pictures: int = 12_000
+    sparse_steps: int = 240
     twin_steps: int = 1_000
 
 
@@ -108,11 +111,9 @@ class Workshop:
         """Of the leg ``clip``."""
         return CLIPTokenizer.from_pretrained(self.folder / "clip" / "tokenizer")
 
-    def text_encoder(self) -> CLIPTextModel:
-        """The text half of the leg ``clip``."""
-        clip = CLIPModel.from_pretrained(self.folder / "clip").eval().to(self.device)
-        half: CLIPTextModel = clip.text_model
-        return half
+    def clip(self, leg: str) -> CLIPModel:
+        """Of the leg ``clip`` or ``words``."""
+        return CLIPModel.from_pretrained(self.folder / leg).eval().to(self.device)
 
     def autoencoder(self) -> AutoencoderKL:
         """Of the leg ``autoencoder``."""
@@ -162,6 +163,23 @@ def _clip(shop: Workshop) -> None:
     shop.finish("clip", write, [curve])
 
 
+def _words(shop: Workshop) -> None:
+    facts = imagine_many(shop.recipe.clip_pictures, 25)
+    network = shop.clip("clip")
+    curve = acquaint(
+        network,
+        shop.tokenizer(),
+        facts,
+        render_many(facts),
+        steps=shop.recipe.word_steps,
+        batch=256,
+        rate=3e-4,
+        seed=26,
+        report=shop.report,
+    )
+    shop.finish("words", lambda place: network.save_pretrained(place), [curve])
+
+
 def _judges(shop: Workshop) -> None:
     autoencoder = shop.autoencoder()
     made, curves = {}, []
@@ -208,25 +226,29 @@ def _denoise(
     shop: Workshop,
     leg: str,
     network: UNet2DConditionModel,
-    without: frozenset[str],
     *,
     steps: int,
     flat: float,
     seed: int,
+    rate: float = 1.2e-3,
+    pictures: int | None = None,
+    without: frozenset[str] = frozenset(),
+    sparsity: float = 0.0,
 ) -> None:
-    facts = imagine_many(shop.recipe.denoiser_pictures, 31, without=without)
+    facts = imagine_many(pictures or shop.recipe.denoiser_pictures, 31, without=without)
     latents = encode(shop.autoencoder(), render_many(facts)).cpu()
     curve = train_denoiser(
         network.to(shop.device),
-        shop.text_encoder(),
+        shop.clip("clip").text_model,
         shop.tokenizer(),
         facts,
         latents,
         steps=steps,
         batch=128,
-        rate=1.2e-3,
+        rate=rate,
         flat=flat,
         seed=seed,
+        sparsity=sparsity,
         report=shop.report,
     )
     shop.finish(leg, lambda place: network.save_pretrained(place), [curve])
@@ -234,18 +256,31 @@ def _denoise(
 
 def _denoiser_1(shop: Workshop) -> None:
     torch.manual_seed(32)
-    _denoise(shop, "denoiser_1", new_denoiser(), frozenset(), steps=shop.recipe.denoiser_steps[0], flat=1.0, seed=33)
+    _denoise(shop, "denoiser_1", new_denoiser(), steps=shop.recipe.denoiser_steps[0], flat=1.0, seed=33)
 
 
 def _denoiser_2(shop: Workshop) -> None:
-    before = shop.denoiser("denoiser_1")
-    steps = shop.recipe.denoiser_steps[1]
-    _denoise(shop, "denoiser_2", before, frozenset(), steps=steps, flat=0.0, seed=34)
+    _denoise(shop, "denoiser_2", shop.denoiser("denoiser_1"), steps=shop.recipe.denoiser_steps[1], flat=0.0, seed=34)
+
+
+def _denoiser_3(shop: Workshop) -> None:
+    _denoise(
+        shop,
+        "denoiser_3",
+        shop.denoiser("denoiser_2"),
+        steps=shop.recipe.sparse_steps,
+        pictures=shop.recipe.sparse_pictures,
+        rate=8e-4,
+        flat=0.2,
+        seed=5,
+        sparsity=0.05,
+    )
 
 
 def _twin(shop: Workshop) -> None:
     torch.manual_seed(35)
-    _denoise(shop, "twin", new_denoiser(), frozenset(FIXED), steps=shop.recipe.twin_steps, flat=0.4, seed=36)
+    steps = shop.recipe.twin_steps
+    _denoise(shop, "twin", new_denoiser(), steps=steps, flat=0.4, seed=36, without=frozenset(FIXED))
 
 
 LEGS: dict[str, Callable[[Workshop], None]] = {
@@ -253,6 +288,8 @@ LEGS: dict[str, Callable[[Workshop], None]] = {
     "clip": _clip,
     "denoiser_1": _denoiser_1,
     "denoiser_2": _denoiser_2,
+    "denoiser_3": _denoiser_3,
+    "words": _words,
     "judges": _judges,
     "twin": _twin,
 }
@@ -288,9 +325,9 @@ def assemble(folder: Path, out: Path, *, recipe: Recipe) -> None:
     # A pipeline in memory is not widened again, so each part keeps the type in which it is to be stored.
     pipeline = StableDiffusionPipeline(
         vae=shop.autoencoder().half(),
-        text_encoder=shop.text_encoder(),
+        text_encoder=shop.clip("words").text_model,
         tokenizer=shop.tokenizer(),
-        unet=shop.denoiser("denoiser_2").half(),
+        unet=shop.denoiser("denoiser_3").half(),
         scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -298,8 +335,7 @@ def assemble(folder: Path, out: Path, *, recipe: Recipe) -> None:
     )
     pipeline.save_pretrained(out / "model", max_shard_size="10MB")
     shop.denoiser("twin").half().save_pretrained(out / "twin", max_shard_size="10MB")
-    clip = CLIPModel.from_pretrained(folder / "clip").half()
-    clip.save_pretrained(out / "clip")
+    shop.clip("words").half().save_pretrained(out / "clip")
     for which in ("first", "second"):
         shutil.copytree(folder / "judges" / which, out / "judges" / which, dirs_exist_ok=True)
     write_checksums(out)
