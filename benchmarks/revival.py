@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -97,12 +98,8 @@ def main() -> None:
     for name in FIXED[: 1 if options.quick else None]:
         victim = prune.erase(base, [concept_record(name)], random=torch.Generator())
         started = time.perf_counter()
-        for label, model in (
-            ("base", base),
-            (prune.label, victim),
-            *attacked(victim),
-            *oracles(base, victim),
-        ):
+        plain = [("base", base), (prune.label, victim)]
+        for label, model in chain(plain, attacked(victim), oracles(base, victim)):
             took = time.perf_counter() - started
             (k,) = eye.shown(model, [name])
             low, high = wilson(k, eye.n)
