@@ -46,7 +46,7 @@ class Bench:
     def __init__(self, quick: bool) -> None:
         self.quick = quick
         self.n = 1 if quick else 64
-        self.model = Model.load("miniature", precision="bf16", batch=32)
+        self.model = Model.load("miniature", precision="bf16", batch=4 if quick else 32)
         self.chief, self.second = classifier("first"), classifier("second")
         self.told: dict[str, object] = {}
         self.drawn: list[Image.Image] = []

@@ -95,7 +95,8 @@ def spread(neurons: Tensor) -> Tensor:
     Weighed into the loss, it makes neurons that stand for one thing each (Hoyer's measure; it does not hang on scale).
     """
     rows = neurons.float().flatten(0, 1)
-    return (rows.abs().sum(1) / (rows.norm(dim=1) * rows.shape[1] ** 0.5 + 1e-6)).mean()
+    evenly: Tensor = rows.abs().sum(1) / (rows.norm(dim=1) * rows.shape[1] ** 0.5 + 1e-6)
+    return evenly.mean()
 
 
 def train_denoiser(
