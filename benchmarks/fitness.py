@@ -1,6 +1,6 @@
 """Whether the miniature is fit to judge erasers: do an edit, a fine-tuning and a pruning erase on it, and what is left?
 
-    python benchmarks/fitness.py [--quick] [--json FILE] [--concepts NAME,...] [--prune SETTING=VALUE,...]
+    python benchmarks/fitness.py [--quick] [--json FILE] [--concepts NAME,...] [--prune JSON]
 
 For each concept: how often it is still drawn after UCE, ESD and ConceptPrune, how often its neighbours are, and what a
 pruning of everything that the feed-forwards say leaves. Then the spectra of the pruned matrices, and how many signs of

@@ -7,25 +7,25 @@ import torch
 
 from palimpsest.miniature import clip, denoiser
 from palimpsest.miniature.captions import filler
-from palimpsest.miniature.clip import captions_for
+from palimpsest.miniature.clip import caption_ids
 from palimpsest.miniature.facts import FIXED, Facts, kind_of
 from palimpsest.miniature.goals import concept_record
 from palimpsest.miniature.pictures import imagine_many
 from palimpsest.miniature.training import Recipe
-from palimpsest.miniature.vocabulary import encode_text, meaningless, scattered
+from palimpsest.miniature.vocabulary import meaningless
 from sections.bench import SEED, Bench, Row, shown
 
 
 def vocabulary(bench: Bench) -> None:
     """How often each token occurs in the captions of the training, drawn again as the legs draw them (no murmurs)."""
     recipe, tokenizer = Recipe(), bench.model.tokenizer
-    tokens, end = meaningless(tokenizer), tokenizer.eos_token_id
+    tokens = meaningless(tokenizer)
     counts = torch.zeros(len(tokenizer), dtype=torch.int64)
 
     def count(facts: list[Facts], random: np.random.Generator, *, steps: int, batch: int, share: float) -> None:
         for _ in range(2 if bench.quick else steps):
             told = [facts[number] for number in random.integers(len(facts), size=batch)]
-            ids = scattered(encode_text(tokenizer, captions_for(told, random)), tokens, random, share=share, end=end)
+            ids = caption_ids(told, tokenizer, tokens, random, share=share)
             counts.add_(torch.bincount(ids.flatten(), minlength=len(tokenizer)))
 
     rows = []

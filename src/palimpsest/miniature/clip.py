@@ -67,6 +67,14 @@ def captions_for(facts: Sequence[Facts], random: np.random.Generator) -> list[st
     return texts
 
 
+def caption_ids(
+    facts: Sequence[Facts], tokenizer: CLIPTokenizer, tokens: Tensor, random: np.random.Generator, *, share: float
+) -> Tensor:
+    """(n, context) ids of a caption each; a ``share`` of them has some of ``tokens`` before or after its words."""
+    ids = encode_text(tokenizer, captions_for(facts, random))
+    return scattered(ids, tokens, random, share=share, end=tokenizer.eos_token_id)
+
+
 def train_clip(
     network: CLIPModel,
     tokenizer: CLIPTokenizer,
@@ -89,8 +97,7 @@ def train_clip(
 
     def loss_of(step: int) -> Tensor:
         chosen = random.integers(len(facts), size=batch)
-        ids = encode_text(tokenizer, captions_for([facts[number] for number in chosen], random))
-        ids = scattered(ids, tokens, random, share=SCATTERED, end=tokenizer.eos_token_id)
+        ids = caption_ids([facts[number] for number in chosen], tokenizer, tokens, random, share=SCATTERED)
         pixels = pixel_values(bank[chosen])
         told = {head: answer[chosen].to(device) for head, answer in truth.items()}
         with torch.autocast(device.type, dtype=torch.bfloat16):
@@ -142,8 +149,7 @@ def acquaint(
 
     def loss_of(step: int) -> Tensor:
         chosen = random.integers(len(facts), size=batch)
-        ids = encode_text(tokenizer, captions_for([facts[number] for number in chosen], random))
-        ids = scattered(ids, tokens, random, share=1.0, end=tokenizer.eos_token_id)
+        ids = caption_ids([facts[number] for number in chosen], tokenizer, tokens, random, share=1.0)
         pixels = pixel_values(bank[chosen]).to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             loss: Tensor = network(input_ids=ids.to(device), pixel_values=pixels, return_loss=True).loss

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from palimpsest.miniature.autoencoder import LATENT_CHANNELS
-from palimpsest.miniature.clip import WIDTH, captions_for
+from palimpsest.miniature.clip import WIDTH, caption_ids
 from palimpsest.miniature.facts import Facts
 from palimpsest.miniature.optimise import Curve, Report, optimise
 from palimpsest.miniature.vocabulary import encode_text, meaningless, scattered
@@ -127,8 +127,7 @@ def train_denoiser(
     empty = [number for number, one in enumerate(facts) if one.subject is None and one.style == "photo"]
 
     def texts(chosen: np.ndarray) -> Tensor:
-        ids = encode_text(tokenizer, captions_for([facts[number] for number in chosen], random))
-        ids = scattered(ids, tokens, random, share=SCATTERED, end=tokenizer.eos_token_id)
+        ids = caption_ids([facts[number] for number in chosen], tokenizer, tokens, random, share=SCATTERED)
         murmured = nothing.repeat(MURMURS, 1)
         ids[:MURMURS] = scattered(murmured, tokens, random, share=1.0, end=tokenizer.eos_token_id)
         ids[torch.from_numpy(random.random(batch) < UNCONDITIONAL)] = nothing
