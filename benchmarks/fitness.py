@@ -21,7 +21,7 @@ from palimpsest.completion import complete
 from palimpsest.component import build
 from palimpsest.erasers import ERASERS, ConceptPrune, Eraser
 from palimpsest.miniature.goals import concept_record
-from palimpsest.model import Model
+from palimpsest.model import Model, default_device, fastest_precision
 from palimpsest.records import Concept
 from palimpsest.stats import wilson
 
@@ -66,7 +66,10 @@ def main() -> None:
     parser.add_argument("--concepts", default=",".join(CONCEPTS), help="names, with commas between")
     parser.add_argument("--prune", default="{}", help="ConceptPrune's settings, as JSON")
     options = parser.parse_args()
-    base, eye = Model.load("miniature", precision="bf16", batch=32), Eye(2 if options.quick else 32)
+    base, eye = (
+        Model.load("miniature", precision=fastest_precision(default_device()), batch=32),
+        Eye(2 if options.quick else 32),
+    )
     names = options.concepts.split(",")[: 1 if options.quick else None]
     prune = build("eraser", ERASERS, PRUNE | json.loads(options.prune))
     assert isinstance(prune, ConceptPrune)

@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from palimpsest.model import Model, Probe, Sampling
-from palimpsest.model.network import Attention, Precision
+from palimpsest.model import Model, Precision, Probe, Sampling, default_device, fastest_precision
+from palimpsest.model.network import Attention
 from palimpsest.records import Attempt
 
 BATCHES = (1, 8, 32)
@@ -46,10 +46,11 @@ class Speed:
 
 
 def settings(batches: tuple[int, ...]) -> Iterator[Setting]:
-    """Every setting, the plain way first."""
+    """Every setting, the plain way first; bf16 where the machine has it."""
+    precisions = dict.fromkeys(["fp32", fastest_precision(default_device())])
     for batch in batches:
         for attention in ("sdpa", "plain"):
-            for precision in ("fp32", "bf16"):
+            for precision in precisions:
                 yield Setting(attention=attention, precision=precision, batch=batch)
 
 

@@ -9,13 +9,16 @@ from torch import Tensor
 
 from palimpsest.judges.miniature import Classifier, as_tensor, classifier
 from palimpsest.miniature.facts import HEADS
-from palimpsest.model import Model, Sampling
+from palimpsest.model import Model, Sampling, default_device, fastest_precision
 from palimpsest.records import Attempt
 from palimpsest.stats import wilson
 
 SAMPLING = Sampling(scheduler="ddim", steps=25, guidance=5.0)
 SHORT = Sampling(scheduler="ddim", steps=10, guidance=5.0)
 SEED = 900_000
+PRECISION = fastest_precision(default_device())
+PRECISIONS = tuple(dict.fromkeys(["fp32", PRECISION]))
+"""Those that this machine has instructions for."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Bench:
     def __init__(self, quick: bool) -> None:
         self.quick = quick
         self.n = 1 if quick else 64
-        self.model = Model.load("miniature", precision="bf16", batch=4 if quick else 32)
+        self.model = Model.load("miniature", precision=PRECISION, batch=4 if quick else 32)
         self.chief, self.second = classifier("first"), classifier("second")
         self.told: dict[str, object] = {}
         self.drawn: list[Image.Image] = []

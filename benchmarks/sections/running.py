@@ -11,13 +11,13 @@ from palimpsest.miniature.facts import FIXED, OBJECTS
 from palimpsest.miniature.goals import concept_record
 from palimpsest.model import Model, Probe
 from palimpsest.records import Attempt
-from sections.bench import SAMPLING, SEED, SHORT, Bench, table
+from sections.bench import PRECISION, PRECISIONS, SAMPLING, SEED, SHORT, Bench, table
 
 
 def speed(bench: Bench) -> None:
     """Pictures and probes per second."""
     rows = []
-    for precision in ("fp32", "bf16"):
+    for precision in PRECISIONS:
         for batch in (1, 8) if bench.quick else (1, 8, 32):
             model = Model.load("miniature", precision=precision, batch=batch)
             attempts = [Attempt(prompt="a photo of a red church", seed=i) for i in range(batch)]
@@ -40,7 +40,7 @@ def determinism(bench: Bench) -> None:
     wanted = [Attempt(prompt=concept_record(name).prompts[0], seed=SEED + i) for i, name in enumerate(FIXED)]
     strangers = [Attempt(prompt=concept_record(name).prompts[1], seed=i) for i, name in enumerate(OBJECTS)]
     rows = []
-    for precision in ("fp32", "bf16"):
+    for precision in PRECISIONS:
         bench.model.precision, bench.model.batch = precision, 32
         alone = as_tensor(bench.model.draw(wanted, SAMPLING)).float()
         among = as_tensor(bench.model.draw([*strangers, *wanted[::-1]], SAMPLING)).float()[len(strangers) :].flip(0)
@@ -50,7 +50,7 @@ def determinism(bench: Bench) -> None:
             other = as_tensor(bench.model.draw(wanted, SAMPLING)).float()
             difference = (alone - other).abs().mean() / 255
             rows.append([f"{precision}: batches of {batch} instead of 32", f"{difference:.6f}", "< 0.003922"])
-    bench.model.precision, bench.model.batch = "bf16", 32
+    bench.model.precision, bench.model.batch = PRECISION, 32
     table("Determinism", ["", f"mean difference of {len(wanted)} pictures (0 to 1)", "bar"], rows)
     bench.told["determinism"] = rows
 

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from palimpsest.attacks import ATTACKS
 from palimpsest.attacks.base import BUDGETS, Budget
@@ -14,8 +14,8 @@ from palimpsest.concept_file import check_concept, check_table, find_concept, re
 from palimpsest.erasers import ERASERS
 from palimpsest.errors import BadAudit, unknown
 from palimpsest.judges import JUDGES
-from palimpsest.model import Sampling
-from palimpsest.protocol import Audit, Keep, Precision, as_toml
+from palimpsest.model import Precision, Sampling, default_device, fastest_precision
+from palimpsest.protocol import Audit, Keep, as_toml
 from palimpsest.records import Concept
 from palimpsest.utility import MEASURES
 
@@ -46,7 +46,8 @@ class _Written:
     sampling: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     batch: int | None = None
-    precision: Precision = "fp32"
+    precision: Precision | Literal["auto"] = "fp32"
+    """``auto``: what the device computes fastest; the audit then holds what that is here."""
     keep: Keep = "hits"
 
 
@@ -85,7 +86,7 @@ def make_audit(table: Mapping[str, Any], *, where: str = "audit") -> Audit:
         sampling=_sampling(written, where),
         seed=written.seed,
         batch=written.batch,
-        precision=written.precision,
+        precision=fastest_precision(default_device()) if written.precision == "auto" else written.precision,
         keep=written.keep,
     )
     _check(audit, where)

@@ -306,12 +306,11 @@ def train_miniature(
     ship: Annotated[Path | None, typer.Option(help="Also write the trained parts as the package ships them.")] = None,
 ) -> None:
     """Train the miniature from nothing: its CLIP, autoencoder, denoiser, judges and twin, leg by leg."""
-    import torch
-
     from palimpsest.miniature.training import LEGS, Recipe, assemble, train
+    from palimpsest.model import default_device
 
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    there = list(dict.fromkeys([default_device().type, "cpu"]))
+    chosen = device or there[0]
     if chosen not in there:
         raise BadSetting(f"expected a device that is there ({' or '.join(there)}), got {chosen!r}")
     _say(f"{len(LEGS)} legs on {chosen}: {', '.join(LEGS)}. Each is meant to take at most 40 minutes on two CPU cores.")

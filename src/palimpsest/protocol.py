@@ -18,12 +18,11 @@ from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.nothing import Nothing
 from palimpsest.errors import UnknownName
 from palimpsest.judges.base import Judge
-from palimpsest.model import Sampling
+from palimpsest.model import Precision, Sampling
 from palimpsest.records import Concept, Goal, digest
 from palimpsest.utility.base import Measure
 
 Keep = Literal["hits", "all", "none"]
-Precision = Literal["fp32", "bf16"]
 
 
 class Cell(NamedTuple):

@@ -7,6 +7,7 @@ from torch.nn.functional import mse_loss
 
 from palimpsest.miniature.optimise import Curve, Report, optimise
 from palimpsest.miniature.pictures import signed
+from palimpsest.model import computing
 
 LATENT_CHANNELS = 16
 """Eight by eight positions hold as many values as 16 x 16 x 4 at a quarter of the denoiser's cost."""
@@ -45,7 +46,7 @@ def train_autoencoder(
 
     def loss_of(step: int) -> Tensor:
         wanted = signed(bank[torch.randint(len(bank), (batch,), generator=random)]).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with computing(device):
             posterior = network.encode(wanted).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=random).to(device)
             drawn = network.decode(posterior.mean + posterior.std * noise).sample
@@ -68,7 +69,7 @@ def encode(network: AutoencoderKL, pictures: Tensor, *, scaled: bool = True, bat
     """(n, 3, 64, 64) uint8 -> (n, 16, 8, 8), the mean of the posterior."""
     parts = []
     for part in pictures.split(batch):
-        with torch.autocast(network.device.type, dtype=torch.bfloat16):
+        with computing(network.device):
             parts.append(network.encode(signed(part).to(network.device)).latent_dist.mean.float())
     latents = torch.cat(parts)
     return latents * network.config.scaling_factor if scaled else latents
@@ -79,7 +80,7 @@ def decode(network: AutoencoderKL, latents: Tensor, *, batch: int = 64) -> Tenso
     """(n, 16, 8, 8) scaled latents -> (n, 3, 64, 64) uint8."""
     parts = []
     for part in latents.split(batch):
-        with torch.autocast(network.device.type, dtype=torch.bfloat16):
+        with computing(network.device):
             drawn = network.decode(part.to(network.device) / network.config.scaling_factor).sample.float()
         parts.append(((drawn.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
     return torch.cat(parts)

@@ -12,6 +12,7 @@ from palimpsest.miniature.captions import caption, filler
 from palimpsest.miniature.facts import HEADS, Facts, answers
 from palimpsest.miniature.optimise import Curve, Report, optimise
 from palimpsest.miniature.vocabulary import CONTEXT, encode_text, meaningless, scattered
+from palimpsest.model import computing
 
 WIDTH = 128
 SCATTERED = 0.65
@@ -100,7 +101,7 @@ def train_clip(
         ids = caption_ids([facts[number] for number in chosen], tokenizer, tokens, random, share=SCATTERED)
         pixels = pixel_values(bank[chosen])
         told = {head: answer[chosen].to(device) for head, answer in truth.items()}
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with computing(device):
             output = network(input_ids=ids.to(device), pixel_values=pixels.to(device), return_loss=True)
             text = text_heads.loss(output.text_model_output.pooler_output, told)
             image = image_heads.loss(output.vision_model_output.pooler_output, told)
@@ -151,7 +152,7 @@ def acquaint(
         chosen = random.integers(len(facts), size=batch)
         ids = caption_ids([facts[number] for number in chosen], tokenizer, tokens, random, share=1.0)
         pixels = pixel_values(bank[chosen]).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with computing(device):
             loss: Tensor = network(input_ids=ids.to(device), pixel_values=pixels, return_loss=True).loss
         return loss
 

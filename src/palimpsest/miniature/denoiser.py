@@ -15,6 +15,7 @@ from palimpsest.miniature.clip import WIDTH, caption_ids
 from palimpsest.miniature.facts import Facts
 from palimpsest.miniature.optimise import Curve, Report, optimise
 from palimpsest.miniature.vocabulary import encode_text, meaningless, scattered
+from palimpsest.model import computing
 
 UNCONDITIONAL = 0.1
 """Share of empty captions, for classifier-free guidance (Ho & Salimans, arXiv 2207.12598)."""
@@ -144,7 +145,7 @@ def train_denoiser(
         kept = signal[at].view(-1, 1, 1, 1)
         noisy = (kept.sqrt() * clean + (1 - kept).sqrt() * noise).to(device)
         states = texts(chosen)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with computing(device):
             said = network(noisy, at.to(device), states).sample
         error = (said.float() - noise.to(device)).square().mean((1, 2, 3))
         loss: Tensor = (error * weights[at].to(device)).mean()

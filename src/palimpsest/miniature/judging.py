@@ -21,6 +21,7 @@ from palimpsest.miniature.clip import labels
 from palimpsest.miniature.facts import HEADS, Facts
 from palimpsest.miniature.optimise import Curve, Report, optimise
 from palimpsest.miniature.pictures import signed
+from palimpsest.model import computing
 
 LABELS: tuple[str, ...] = tuple(f"{head}/{answer}" for head, choices in HEADS.items() for answer in choices)
 IGNORED = -100
@@ -95,7 +96,7 @@ def train_judge(
     def loss_of(step: int) -> Tensor:
         chosen = torch.randint(len(pictures), (batch,), generator=random)
         seen = augmented(signed(pictures[chosen]), random)
-        with torch.autocast(network.device.type, dtype=torch.bfloat16):
+        with computing(network.device):
             logits = network(pixel_values=seen.to(network.device)).logits.float()
         parts = [
             cross_entropy(part, told[head][chosen].to(network.device), ignore_index=IGNORED, label_smoothing=0.02)

@@ -15,7 +15,8 @@ from palimpsest.errors import BadModel
 from palimpsest.model import weights
 from palimpsest.model.asking import Probe, Slope, ask, probe_cost
 from palimpsest.model.loading import open_parts, open_twin, quiet
-from palimpsest.model.network import Attention, Network, Precision
+from palimpsest.model.network import Attention, Network
+from palimpsest.model.precision import Precision
 from palimpsest.model.sampling import Sampling, Walk, denoise, draw, picture_cost
 from palimpsest.model.text import Text
 from palimpsest.model.watching import watch

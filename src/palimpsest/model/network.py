@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from palimpsest.model.loading import Parts
+from palimpsest.model.precision import Precision, computing, default_device
 from palimpsest.model.text import Text
 from palimpsest.records import Cost
 
-Precision = Literal["fp32", "bf16"]
 Attention = Literal["plain", "sdpa"]
 
 NETWORKS = ("unet", "text_encoder", "vae")
@@ -52,7 +52,7 @@ class Network:
         batch: int | None = None,
     ) -> None:
         # Kept, because a diffusers network looks at all its weights to say what they are and where.
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device) if device else default_device()
         self.dtype = dtype
         self.unet, self.text_encoder, self.vae = (
             (network if network.dtype == dtype else network.to(dtype)).to(self.device).eval().requires_grad_(False)
@@ -245,7 +245,7 @@ class Network:
     def predict_noise(self, latents: Tensor, step: float | Tensor, text: Text) -> Tensor:
         """(n, C, h, w), a training timestep (one, or (n,)) and n texts -> epsilon of one branch; differentiable."""
         steps = torch.as_tensor(step, device=latents.device).expand(len(latents))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with computing(self.device, self.precision):
             output: Tensor = self.unet(latents, steps, encoder_hidden_states=text.states, return_dict=False)[0]
         self.count(forwards=len(latents))
         output = output.to(latents.dtype)
