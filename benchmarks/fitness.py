@@ -66,10 +66,8 @@ def main() -> None:
     parser.add_argument("--concepts", default=",".join(CONCEPTS), help="names, with commas between")
     parser.add_argument("--prune", default="{}", help="ConceptPrune's settings, as JSON")
     options = parser.parse_args()
-    base, eye = (
-        Model.load("miniature", precision=fastest_precision(default_device()), batch=32),
-        Eye(2 if options.quick else 32),
-    )
+    base = Model.load("miniature", precision=fastest_precision(default_device()), batch=32)
+    eye = Eye(2 if options.quick else 32)
     names = options.concepts.split(",")[: 1 if options.quick else None]
     prune = build("eraser", ERASERS, PRUNE | json.loads(options.prune))
     assert isinstance(prune, ConceptPrune)

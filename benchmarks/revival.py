@@ -90,10 +90,8 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     parser.add_argument("--q", type=float, default=0.1, help="share of each row that ConceptPrune may take per step")
     options = parser.parse_args()
-    base, eye = (
-        Model.load("miniature", precision=fastest_precision(default_device()), batch=32),
-        Eye(2 if options.quick else 32),
-    )
+    base = Model.load("miniature", precision=fastest_precision(default_device()), batch=32)
+    eye = Eye(2 if options.quick else 32)
     prune = ConceptPrune(q=options.q, scheduler="ddim", steps=25, guidance=5.0)
     told: dict[str, object] = {"q": options.q}
     print("| concept | model | shown | 95 % interval | k/n | seconds |\n|---|---|--:|---|--:|--:|")

@@ -13,8 +13,6 @@ from palimpsest.model import Model, Sampling, default_device, fastest_precision
 from palimpsest.records import Attempt
 from palimpsest.stats import wilson
 
-SAMPLING = Sampling(scheduler="ddim", steps=25, guidance=5.0)
-SHORT = Sampling(scheduler="ddim", steps=10, guidance=5.0)
 SEED = 900_000
 PRECISION = fastest_precision(default_device())
 PRECISIONS = tuple(dict.fromkeys(["fp32", PRECISION]))
@@ -49,7 +47,11 @@ class Bench:
     def __init__(self, quick: bool) -> None:
         self.quick = quick
         self.n = 1 if quick else 64
-        self.model = Model.load("miniature", precision=PRECISION, batch=4 if quick else 32)
+        self.sampling, self.short = (
+            Sampling(scheduler="ddim", steps=2 if quick else steps, guidance=5.0) for steps in (25, 10)
+        )
+        self.batch = 2 if quick else 32
+        self.model = Model.load("miniature", precision=PRECISION, batch=self.batch)
         self.chief, self.second = classifier("first"), classifier("second")
         self.told: dict[str, object] = {}
         self.drawn: list[Image.Image] = []
@@ -61,7 +63,7 @@ class Bench:
 
     def draw(self, prompts: Sequence[str], *, model: Model | None = None, keep: bool = True) -> list[Image.Image]:
         attempts = [Attempt(prompt=prompt, seed=SEED + number) for number, prompt in enumerate(prompts)]
-        pictures = (model or self.model).draw(attempts, SAMPLING)
+        pictures = (model or self.model).draw(attempts, self.sampling)
         if keep:
             self.drawn += pictures
             self.asked += prompts

@@ -13,7 +13,7 @@ from palimpsest.miniature.facts import CONTENT, HEADS, IDENTITIES, OBJECTS, answ
 from palimpsest.miniature.pictures import imagine_many, render_many
 from palimpsest.model import Model
 from palimpsest.records import Attempt
-from sections.bench import SEED, SHORT, Bench, Row, answered
+from sections.bench import SEED, Bench, Row, answered
 
 
 def judges(bench: Bench) -> None:
@@ -52,11 +52,11 @@ def alarms(bench: Bench) -> None:
         for i in range(few)
     }
     attempts = [Attempt(prompt="", seed=SEED + i, words=str(i)) for i in range(few)]
-    astray = as_tensor(bench.model.draw(attempts, SHORT, tensors=tensors))
+    astray = as_tensor(bench.model.draw(attempts, bench.short, tensors=tensors))
     told = [imagine(random) for _ in range(few)]
     asked = [Attempt(prompt=plain(one), seed=SEED + i) for i, one in enumerate(told)]
     wrecked, young = (
-        as_tensor(model.draw(asked, SHORT))
+        as_tensor(model.draw(asked, bench.short))
         for model in (_wrecked(bench.model), _half_trained(bench.model, bench.quick))
     )
     truth = [answers(one) for one in facts]

@@ -1,6 +1,6 @@
 """In which numbers a network computes: bf16 where the machine has instructions for it, else fp32."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -19,7 +19,7 @@ def fastest_precision(device: torch.device) -> Precision:
     """What a device computes fastest. An older torch, which cannot say what the CPU has, gets fp32."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    has = getattr(torch.cpu, "get_capabilities", dict)()
+    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if device.type == "cpu" and any(has.get(name) for name in CPU_INSTRUCTIONS) else "fp32"
 
 
