@@ -21,7 +21,7 @@ ORDER = (
     ("erasing", "searching"),
     ("forecast", "runner"),
     ("run", "display", "miniature"),
-    ("auditing", "catalogue"),
+    ("auditing", "catalogue", "doctor"),
     ("cli",),
 )
 WITHIN_A_GROUP = {

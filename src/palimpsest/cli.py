@@ -1,5 +1,6 @@
 """The command line. A command imports what it needs when it runs: ``list`` and ``report`` answer at once."""
 
+import json
 import os
 import shlex
 import sys
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Audits concept erasure in text-to-image diffusion models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -37,6 +37,7 @@ Base = Annotated[str, typer.Option(help="miniature, twin, a diffusers folder, a 
 Concepts = Annotated[list[str], typer.Option("--concept", help="A shipped concept or a TOML file. Repeatable.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch a hub id; nothing else ever touches the network.")]
 Seed = Annotated[int, typer.Option(help="From which all randomness is derived.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 SPEC = "NAME, NAME:SETTING=VALUE,... or checkpoint=PATH."
 
 
@@ -54,6 +55,22 @@ class Keep(StrEnum):
     HITS = "hits"
     ALL = "all"
     NONE = "none"
+
+
+class Format(StrEnum):
+    """What a table is exported to."""
+
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+
+
+class Exported(StrEnum):
+    """Which table is exported."""
+
+    LOOKS = "looks"
+    CELLS = "cells"
+    UTILITY = "utility"
 
 
 class Listed(StrEnum):
@@ -260,10 +277,52 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     _say(f"Report: {path}")
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    to: Annotated[Format, typer.Option(help="Parquet needs palimpsest[tables].")] = Format.CSV,
+    table: Annotated[Exported, typer.Option(help="Every look, the report's cells, or what erasure cost.")] = (
+        Exported.LOOKS
+    ),
+    out: Annotated[Path | None, typer.Option(help="A new file; by default TABLE.FORMAT in the run's folder.")] = None,
+) -> None:
+    """Write a run as a flat table: one row per look at a goal, per cell or per measure."""
+    from palimpsest.report.export import export as write
+
+    if out is not None and out.exists():
+        raise BadRun(f"expected a new file, got {out}, which exists")
+    path = out or run / f"{table.value}.{to.value}"
+    write(run, path, to=to.value, table=table.value)
+    _say(f"Exported: {path}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say whether all is there to work with: versions, device, precision, shipped files, speed. Exit code 1 if not."""
+    from palimpsest.doctor import examine
+
+    found = []
+    for one in examine():
+        found.append(one)
+        if not as_json:
+            advice = f"  ->  {one.advice}" if one.advice else ""
+            _say(f"{'ok ' if one.good else 'BAD'} {one.what:22}{one.says}{advice}")
+    if as_json:
+        _tell([asdict(one) for one in found])
+    if not all(one.good for one in found):
+        raise typer.Exit(1)
+
+
 @app.command(name="list")
-def list_(kind: Annotated[Listed | None, typer.Argument(help="By default all.")] = None) -> None:
+def list_(
+    kind: Annotated[Listed | None, typer.Argument(help="By default all.")] = None, as_json: AsJson = False
+) -> None:
     """List concepts, erasers, attacks, judges, measures."""
-    for listed in [kind] if kind else Listed:
+    kinds = [kind] if kind else list(Listed)
+    if as_json:
+        _tell({listed.value: dict(_entries(listed)) for listed in kinds})
+        return
+    for listed in kinds:
         table = Table(title=listed.value, title_justify="left", show_header=False, box=None)
         for name, meaning in _entries(listed):
             table.add_row(Text(name, style="bold", no_wrap=True), Text(meaning))
@@ -280,12 +339,15 @@ def _entries(kind: Listed) -> list[tuple[str, str]]:
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Of a concept or part.")]) -> None:
+def show(name: Annotated[str, typer.Argument(help="Of a concept or part.")], as_json: AsJson = False) -> None:
     """Show what a part does, its settings with their defaults, and its paper; or what a concept holds."""
     found = [part for kind in KINDS for part in parts(kind) if part.name == name]
     concepts = shipped_concepts()
     if name not in concepts and not found:
         raise unknown("concept or part", name, [*concepts, *(part.name for kind in KINDS for part in parts(kind))])
+    if as_json:
+        _tell([asdict(concepts[name])] if name in concepts else [asdict(part) for part in found])
+        return
     if name in concepts:
         for field, value in asdict(concepts[name]).items():
             _say(f"{field:12}{value}")
@@ -323,6 +385,11 @@ def train_miniature(
     if ship is not None:
         assemble(out, ship, recipe=Recipe())
         _say(f"Shipped to {ship}.")
+
+
+def _tell(value: object) -> None:
+    """JSON for a program."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def _say(text: str) -> None:

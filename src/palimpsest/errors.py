@@ -9,6 +9,7 @@
     · BadCheckpoint  a state dict that does not fit the base, or cannot be read safely
   x BadRun           a run folder that holds something else, is in use, or is damaged
   x BadAsset         a file shipped with the package is missing or damaged
+  x MissingExtra     an optional library is needed for what was asked, and not installed
 """
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "BadModel",
     "BadRun",
     "BadSetting",
+    "MissingExtra",
     "PalimpsestError",
     "UnknownName",
     "unknown",
@@ -66,3 +68,10 @@ class BadAsset(PalimpsestError):
 def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
     """The error for a name that nothing answers to: ``no attack called 'x'; there are: ...``."""
     return UnknownName(f"no {what} called {name!r}; there are: {', '.join(sorted(known)) or 'none'}")
+
+
+class MissingExtra(PalimpsestError):
+    """An optional library that is needed for what was asked, and is not installed."""
+
+    def __init__(self, what: str, library: str, extra: str) -> None:
+        super().__init__(f"{what} needs {library}, which is not installed: pip install 'palimpsest[{extra}]'")

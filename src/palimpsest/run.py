@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from palimpsest import report
+from palimpsest.report.export import frame
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """All of ``report.json``."""
         return report.summary(self.folder)
+
+    def frame(self, table: str = "looks") -> Any:
+        """A pandas ``DataFrame`` of the run's ``looks``, ``cells`` or ``utility``; needs ``palimpsest[tables]``."""
+        return frame(self.folder, table)
 
     def write_report(self) -> Path:
         """Writes ``report.html``, ``report.md`` and ``report.json``; returns the path of the first."""
