@@ -209,6 +209,9 @@ def erase(
     eraser: Annotated[str, typer.Option(help=SPEC)],
     base: Base = "miniature",
     seed: Seed = 0,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Save the changes as a LoRA in diffusers' layout (.safetensors).")
+    ] = False,
     download: Download = False,
 ) -> None:
     """Make a model forget concepts, and save it."""
@@ -220,15 +223,19 @@ def erase(
     from palimpsest.erasers import ERASERS
     from palimpsest.erasing import difference, stream
     from palimpsest.model import Model
+    from palimpsest.model.layouts import to_low_rank
 
     if out.exists():
         raise BadRun(f"expected a new folder or file, got {out}, which exists")
+    if lora and out.suffix != ".safetensors":
+        raise BadRun(f"expected a file ending in .safetensors for a LoRA, got {out}")
     method = build("eraser", ERASERS, parse_spec(eraser))
     concepts = [find_concept(name) for name in concept]
     model = Model.load(base, download=download)
     erased = method.erase(model, concepts, random=stream(seed, "erase", method.label, *concept))
     if out.suffix == ".safetensors":
-        save_file(difference(erased, model), out)
+        changed = difference(erased, model)
+        save_file(to_low_rank(changed, model) if lora else changed, out)
     else:
         erased.save(out)
     _say(f"{method.label} erased {', '.join(concept)} from {base}: {out}")

@@ -1,22 +1,29 @@
 """A model that somebody else has erased."""
 
+import json
 import pickle
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from palimpsest.erasers.base import Eraser
 from palimpsest.errors import BadCheckpoint, BadSetting
 from palimpsest.model import Model
+from palimpsest.model.layouts import from_compvis, from_low_rank, is_compvis, is_low_rank
 from palimpsest.records import Concept
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
+"""peft's files in its folder."""
+METADATA = "lora_adapter_metadata"
+"""Where diffusers keeps a LoRA's settings in the header of its file."""
 PARTS = ("unet", "text_encoder")
 DAMAGED = (
     AssertionError,
@@ -38,9 +45,11 @@ class Checkpoint(Eraser):
 
     ``path`` is a diffusers folder (the whole pipeline), or the state dict of a denoiser, a text encoder or both, in
     safetensors or in PyTorch's format, read with ``weights_only=True``: no code in it is run. Keys are those of the
-    bare network, or begin with ``unet.`` or ``text_encoder.``. Every key must name a weight of the base and have its
-    shape; each one that does not is named. A part that the file has weights of must be covered wholly, unless
-    ``partial`` says that the file holds only what was changed: a lost weight would else pass for an erased one.
+    bare network, or begin with ``unet.`` or ``text_encoder.``; or those of a denoiser in CompVis' layout; or those of a
+    LoRA in the layout of peft (also its folder), diffusers or kohya, which is merged into the base. Every key must name
+    a weight of the base and have its shape; each one that does not is named. A part that the file has weights of must
+    be covered wholly, unless ``partial`` says that the file holds only what was changed: a lost weight would else pass
+    for an erased one. A LoRA is partial by its nature.
     """
 
     name = "checkpoint"
@@ -63,7 +72,19 @@ class Checkpoint(Eraser):
     ) -> Iterator[tuple[int, Model]]:
         """The erased model, in one stage."""
         path = Path(self.path)
-        yield 1, _pipeline(path, model) if path.is_dir() else model.with_weights(self._fitting(read_state(path), model))
+        if path.is_dir() and not (path / ADAPTER[0]).exists():
+            yield 1, _pipeline(path, model)
+            return
+        file = path / ADAPTER[0] if path.is_dir() else path
+        state = read_state(file)
+        try:
+            if is_low_rank(state):
+                fitting = from_low_rank(state, model, read_settings(file))
+            else:
+                fitting = self._fitting(from_compvis(state, model) if is_compvis(state) else state, model)
+        except BadCheckpoint as error:
+            raise BadCheckpoint(f"{self.path}: {error}") from None
+        yield 1, model.with_weights(fitting)
 
     def _fitting(self, state: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
         """The state by the model's own names; raises ``BadCheckpoint`` unless it fits."""
@@ -73,7 +94,7 @@ class Checkpoint(Eraser):
         strangers = [key for key in state if key not in names]
         if len(strangers) == len(state):
             raise BadCheckpoint(
-                f"{self.path}: expected weights of the base's {' or '.join(PARTS)}, got {len(state)} keys of which "
+                f"expected weights of the base's {' or '.join(PARTS)}, got {len(state)} keys of which "
                 f"none fits: {', '.join(strangers[:3])}{' ...' if len(strangers) > 3 else ''}"
             )
         faults = {key: "no such weight" for key in strangers}
@@ -85,7 +106,7 @@ class Checkpoint(Eraser):
             fitting[name] = state[key]
         if faults:
             told = ", ".join(f"{key} ({fault})" for key, fault in faults.items())
-            raise BadCheckpoint(f"{self.path}: {len(faults)} of {len(state)} keys do not fit the base: {told}")
+            raise BadCheckpoint(f"{len(faults)} of {len(state)} keys do not fit the base: {told}")
         self._refuse_gaps(fitting, list(weights))
         return fitting
 
@@ -95,10 +116,33 @@ class Checkpoint(Eraser):
         missing = [name for name in weights if name.partition(".")[0] in touched and name not in fitting]
         if missing and not self.partial:
             raise BadCheckpoint(
-                f"{self.path}: has only {len(fitting)} of {len(fitting) + len(missing)} weights of the base's "
+                f"has only {len(fitting)} of {len(fitting) + len(missing)} weights of the base's "
                 f"{' and '.join(sorted(touched))}; set partial = true if the rest is meant to stay as it is; "
                 f"missing: {', '.join(missing)}"
             )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What peft wrote beside a LoRA in its folder, or diffusers into its file; empty where neither did.
+
+    Raises ``BadCheckpoint`` for a kind of adapter that is no plain LoRA.
+    """
+    told: Any = {}
+    try:
+        if path.name == ADAPTER[0] and (path.parent / ADAPTER[1]).exists():
+            told = json.loads((path.parent / ADAPTER[1]).read_text(encoding="utf-8"))
+        elif path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                told = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(f"settings of the LoRA that cannot be read ({_first_line(error)})") from None
+    if not isinstance(told, dict):
+        raise BadCheckpoint(f"expected the LoRA's settings as a table, got {type(told).__name__}")
+    settings = {key.removeprefix("unet."): value for key, value in told.items()}
+    for key in ("use_dora", "fan_in_fan_out"):
+        if settings.get(key):
+            raise BadCheckpoint(f"expected a plain LoRA, got one with {key}")
+    return settings
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,185 @@
+"""The layouts in which others hand weights around, read as the names and values of a plain model."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from torch import Tensor
+
+from palimpsest.errors import BadCheckpoint
+from palimpsest.model.network import Network
+
+COMPVIS = "model.diffusion_model."
+COMPVIS_BLOCKS = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "out.")
+SIDES = {"A": "down", "B": "up", "down": "down", "up": "up"}
+PATTERNS = (
+    # The attention processors of older diffusers; the output of an attention is a list there.
+    re.compile(r"(?P<layer>.+)\.processor\.(?P<name>to_\w+)_lora\.(?P<side>down|up)\.weight"),
+    # peft and diffusers (lora_A), kohya (lora_down), and what older diffusers wrote for other layers.
+    re.compile(r"(?P<layer>.+?)\.(?:lora_|lora\.|lora_linear_layer\.)(?P<side>A|B|down|up)(?:\.\w+)?\.weight"),
+    re.compile(r"(?P<layer>.+)\.(?P<side>alpha)"),
+)
+
+
+def is_compvis(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the names of a denoiser as CompVis' latent diffusion calls it."""
+    return any(key.removeprefix(COMPVIS).startswith(("input_blocks.", "output_blocks.")) for key in state)
+
+
+def from_compvis(state: Mapping[str, Tensor], model: Network) -> dict[str, Tensor]:
+    """A CompVis denoiser by diffusers' names, converted by diffusers; raises ``BadCheckpoint`` for a key too many.
+
+    The keys begin with ``model.diffusion_model.``, or with nothing.
+    """
+    named = {key if key.startswith(COMPVIS) else COMPVIS + key: tensor for key, tensor in state.items()}
+    others = [key for key in named if not key.removeprefix(COMPVIS).startswith(COMPVIS_BLOCKS)]
+    if others:
+        raise BadCheckpoint(
+            f"expected a denoiser alone in CompVis' layout, got {len(others)} keys of other parts "
+            f"({', '.join(key.removeprefix(COMPVIS) for key in others[:3])} ...): make a diffusers folder of it"
+        )
+    try:
+        found: dict[str, Tensor] = convert_ldm_unet_checkpoint(named, model.unet.config)
+    except KeyError as error:
+        raise BadCheckpoint(f"expected a whole denoiser in CompVis' layout, got none of {error}") from None
+    if len(found) != len(named):
+        raise BadCheckpoint(
+            f"expected a CompVis denoiser of the base's shape: of its {len(named)} weights, {len(found)} have a place"
+        )
+    return {f"unet.{name}": tensor for name, tensor in found.items()}
+
+
+def is_low_rank(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are low-rank differences (LoRA) and not weights."""
+    return any(_place(key)[1] in ("down", "up") for key in state)
+
+
+def from_low_rank(
+    state: Mapping[str, Tensor], model: Network, settings: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
+    """W + (alpha / r) B A for every layer that a LoRA touches (Hu et al. 2021), by the model's names.
+
+    Read are the layouts of peft, of diffusers (today's and the older ones of attention processors) and of kohya, whose
+    names are the base's with underscores. A is (r, in) or a convolution's (r, in, h, w), B (out, r) or (out, r, 1, 1).
+    alpha stands beside the layer's matrices or in ``settings`` (peft's: ``lora_alpha``, ``alpha_pattern``,
+    ``use_rslora``); else it is r. Raises ``BadCheckpoint``, naming every key that does not fit.
+    """
+    settings = settings or {}
+    layers = {alias: name for name in _layers(model) for alias in _layer_aliases(name)}
+    parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    faults: dict[str, str] = {}
+    for key, tensor in state.items():
+        layer, side = _place(key)
+        if layer not in layers:
+            faults[key] = "no such layer" if side else "no low-rank matrix"
+        elif not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            faults[key] = "expected finite floating point numbers"
+        else:
+            parts[layers[layer]][side] = tensor
+    weights = model_weights(model)
+    changed = {}
+    for layer, matrices in parts.items():
+        fault = _misfit(matrices, weights[f"{layer}.weight"])
+        if fault:
+            faults[layer] = fault
+            continue
+        down, up = matrices["down"].double().flatten(1), matrices["up"].double().flatten(1)
+        rank = len(down)
+        alpha = float(matrices["alpha"]) if "alpha" in matrices else _alpha(layer, rank, settings)
+        weight = weights[f"{layer}.weight"].detach()
+        scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+        added = (scale * up @ down).reshape(weight.shape).to(weight.device)
+        changed[f"{layer}.weight"] = (weight.double() + added).to(weight.dtype)
+    if faults:
+        told = ", ".join(f"{key} ({fault})" for key, fault in faults.items())
+        raise BadCheckpoint(f"{len(faults)} of {len(state)} keys of a LoRA do not fit the base: {told}")
+    return changed
+
+
+def to_low_rank(
+    changed: Mapping[str, Tensor], model: Network, *, tolerance: float = 1e-5, most: float = 0.5
+) -> dict[str, Tensor]:
+    """Changed weights as a LoRA in diffusers' layout, with the fewest ranks that reproduce them.
+
+    Of each difference the singular values above ``tolerance`` times the weight's largest are kept. Raises
+    ``BadCheckpoint`` where something else than a layer's weight has changed, or where that takes more than the share
+    ``most`` of the full rank: such a change is not of low rank, and a LoRA would be a poor copy of it.
+    """
+    before, state = model_weights(model), {}
+    for name, weight in changed.items():
+        layer, _, leaf = name.rpartition(".")
+        if leaf != "weight" or weight.ndim not in (2, 4) or layer not in _layers(model):
+            raise BadCheckpoint(f"expected changes of layers' weights alone, got {name}: a LoRA cannot hold it")
+        old = before[name].detach().double()
+        left, sizes, right = torch.linalg.svd((weight.detach().double() - old).flatten(1), full_matrices=False)
+        kept = int((sizes > tolerance * torch.linalg.matrix_norm(old.flatten(1), 2)).sum())
+        if kept > most * len(sizes):
+            raise BadCheckpoint(f"expected changes of low rank, got rank {kept} of {len(sizes)} in {name}")
+        if kept:
+            down = sizes[:kept, None].sqrt() * right[:kept]
+            up = left[:, :kept] * sizes[:kept].sqrt()
+            if weight.ndim == 4:
+                down, up = down.reshape(kept, *weight.shape[1:]), up[:, :, None, None]
+            state[f"{layer}.lora_A.weight"] = down.float().contiguous()
+            state[f"{layer}.lora_B.weight"] = up.float().contiguous()
+    return state
+
+
+def model_weights(model: Network) -> dict[str, Tensor]:
+    """The live weights of the denoiser and the text encoder by qualified name."""
+    return {
+        f"{part}.{name}": weight
+        for part in ("unet", "text_encoder")
+        for name, weight in getattr(model, part).named_parameters()
+    }
+
+
+def _layers(model: Network) -> set[str]:
+    """Qualified names of linear layers and convolutions."""
+    return {
+        name.removesuffix(".weight")
+        for name, weight in model_weights(model).items()
+        if name.endswith(".weight") and weight.ndim in (2, 4) and "embedding.weight" not in name
+    }
+
+
+def _layer_aliases(name: str) -> Iterator[str]:
+    part, _, bare = name.partition(".")
+    short = bare.removeprefix("text_model.")
+    bares = [bare] if part == "unet" else [short, f"text_model.{short}"]
+    for one in bares:
+        yield from (one, f"{part}.{one}")
+        yield f"lora_{'unet' if part == 'unet' else 'te'}_{one.replace('.', '_')}"
+
+
+def _place(key: str) -> tuple[str, str]:
+    """The layer that a key means, and which of its matrices: down, up, alpha, or empty for none."""
+    bare = key.removeprefix("base_model.model.")
+    for pattern in PATTERNS:
+        if found := pattern.fullmatch(bare):
+            told = found.groupdict()
+            name = told.get("name", "")
+            layer = f"{told['layer']}.{'to_out.0' if name == 'to_out' else name}" if name else told["layer"]
+            return layer, SIDES.get(told["side"], told["side"])
+    return bare, ""
+
+
+def _misfit(matrices: Mapping[str, Tensor], weight: Tensor) -> str:
+    """What keeps a layer's two matrices from being added to its weight; empty: nothing."""
+    if not {"down", "up"} <= set(matrices):
+        return f"expected two matrices, got {', '.join(matrices)} alone"
+    down, up = matrices["down"].flatten(1), matrices["up"].flatten(1)
+    if up.shape[1] != len(down) or len(up) * down.shape[1] != weight.numel() or len(up) != len(weight):
+        return f"expected matrices for {tuple(weight.shape)}, got {tuple(down.shape)} and {tuple(up.shape)}"
+    return ""
+
+
+def _alpha(layer: str, rank: int, settings: Mapping[str, Any]) -> float:
+    """What the file's settings say of a layer; r where they say nothing."""
+    for pattern, alpha in dict(settings.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
+            return float(alpha)
+    return float(settings.get("lora_alpha", rank))
