@@ -1,7 +1,9 @@
 """Concepts as TOML files: those that are shipped, and the user's own."""
 
+import csv
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from functools import cache
@@ -14,6 +16,10 @@ from palimpsest.errors import BadConcept, PalimpsestError, unknown
 from palimpsest.records import Concept
 
 FOLDER = Path(__file__).parent / "concepts"
+
+SEEDS = ("evaluation_seed", "sd_seed", "seed")
+GUIDANCES = ("evaluation_guidance", "sd_guidance_scale", "guidance")
+"""Columns of a list of prompts, in order of preference: UnlearnDiffAtk's, I2P's, plain ones."""
 
 RecordT = TypeVar("RecordT")
 _adapters: dict[type, TypeAdapter[Any]] = {}
@@ -65,7 +71,53 @@ def check_concept(table: Mapping[str, Any], *, where: str) -> Concept:
     for prompt in concept.prompts:
         if not prompt.strip():
             raise BadConcept(f"{where}: expected prompts for {concept.name!r} with words in them, got {prompt!r}")
+    for key in ("seeds", "guidances"):
+        values = getattr(concept, key)
+        if values and len(values) != len(concept.prompts):
+            raise BadConcept(f"{where}: expected as many {key} as prompts ({len(concept.prompts)}), got {len(values)}")
+        if not all(math.isfinite(value) and value >= 0 for value in values):
+            raise BadConcept(f"{where}: expected {key} of 0 or more, got {min(values)}")
     return concept
+
+
+def read_prompts(path: Path) -> dict[str, Any]:
+    """``prompts`` and, where the file has them, ``seeds`` and ``guidances``, from the rows of a CSV file.
+
+    The layout is that of I2P (``prompt``, ``sd_seed``, ``sd_guidance_scale``) and of UnlearnDiffAtk's files
+    (``evaluation_seed``, ``evaluation_guidance``, which go before I2P's); other columns are not looked at. Raises
+    ``BadConcept``, which names the file and the row.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns, rows = [name for name in reader.fieldnames or () if name], list(reader)
+    except (OSError, ValueError, csv.Error) as cause:
+        raise BadConcept(f"{path}: expected a CSV file of prompts, got {cause}") from None
+    if "prompt" not in columns:
+        raise BadConcept(
+            f"{path}: expected a column 'prompt', got {', '.join(columns[:12]) or 'no columns'}; a seed may stand in "
+            f"{', '.join(SEEDS)}, a guidance in {', '.join(GUIDANCES)}"
+        )
+    told: dict[str, Any] = {"prompts": [row["prompt"] or "" for row in rows]}
+    for key, names in (("seeds", SEEDS), ("guidances", GUIDANCES)):
+        if column := next((name for name in names if name in columns), None):
+            told[key] = [_number(row[column], f"{path}, row {at}, {column}") for at, row in enumerate(rows, start=2)]
+    if "seeds" in told:
+        for at, seed in enumerate(told["seeds"], start=2):
+            if not seed.is_integer():
+                raise BadConcept(f"{path}, row {at}: expected a whole number as seed, got {seed}")
+        told["seeds"] = [int(seed) for seed in told["seeds"]]
+    return told
+
+
+def _number(text: str | None, where: str) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise BadConcept(f"{where}: expected a number, got {text!r}")
+    return value
 
 
 @cache
@@ -76,9 +128,16 @@ def shipped_concepts() -> dict[str, Concept]:
 
 
 def find_concept(source: str) -> Concept:
-    """The concept of a TOML file, if ``source`` ends so, or else the shipped one of that name."""
+    """The concept of a TOML file, if ``source`` ends so, or else the shipped one of that name.
+
+    In a file, ``prompts`` may name a CSV file beside it instead of listing them.
+    """
     if source.endswith(".toml"):
-        return check_concept(read_table(Path(source), BadConcept), where=source)
+        table = read_table(Path(source), BadConcept)
+        prompts = table.get("prompts")
+        if isinstance(prompts, str) and prompts.endswith(".csv"):
+            table |= read_prompts(Path(source).parent / prompts)
+        return check_concept(table, where=source)
     shipped = shipped_concepts()
     if source not in shipped:
         raise unknown("concept", source, shipped)

@@ -69,10 +69,11 @@ def _erase(job: Job, base: Model, seed: int) -> Model:
 
 def _name(job: Job, base: Model, seed: int) -> tuple[str, dict[str, str]]:
     """What the changed weights are stored as, and everything that they hang on."""
+    concept = {key: value for key, value in asdict(job.concept).items() if key not in ("seeds", "guidances")}
     about = {
         "base": base.fingerprint,
         "eraser": json.dumps(job.eraser.spec),
-        "concept": json.dumps(asdict(job.concept)),
+        "concept": json.dumps(concept),  # all of it but what only its goals are drawn with
         "seed": str(seed),
     }
     words = re.sub(r"[^a-z0-9]+", "-", f"{job.eraser.name} {job.concept.name}".lower())

@@ -86,14 +86,19 @@ class Audit:
 
     def goals_for(self, concept: Concept) -> tuple[Goal, ...]:
         """The concept's first prompts, each with a seed of its own; a short list begins again with further seeds."""
-        return tuple(
-            Goal(
-                concept=concept.name,
-                prompt=concept.prompts[number % len(concept.prompts)],
-                seed=derived_seed(self.seed, concept.name, number),
+        goals = []
+        for number in range(self.goals):
+            row = number % len(concept.prompts)
+            given = concept.seeds and number == row
+            goals.append(
+                Goal(
+                    concept=concept.name,
+                    prompt=concept.prompts[row],
+                    seed=concept.seeds[row] if given else derived_seed(self.seed, concept.name, number),
+                    guidance=concept.guidances[row] if concept.guidances else None,
+                )
             )
-            for number in range(self.goals)
-        )
+        return tuple(goals)
 
     def retained(self, concept: Concept) -> tuple[Concept, ...]:
         """What its erasure should leave: all others of its kind and its named neighbours that the chief judge knows."""

@@ -23,6 +23,10 @@ class Concept:
     kind: Kind
     prompts: tuple[str, ...]
     """Prompts that ask for it; an audit's goals are the first of these."""
+    seeds: tuple[int, ...] = ()
+    """Of each prompt's goal, as I2P gives one per row; none: derived from the audit's seed."""
+    guidances: tuple[float, ...] = ()
+    """Of each prompt's goal; none: the audit's."""
     synonyms: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     """(with, without): the same prompt with the concept and without it."""
