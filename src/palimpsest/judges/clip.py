@@ -1,0 +1,86 @@
+"""Any CLIP as a judge, without training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel
+
+from palimpsest.errors import BadSetting
+from palimpsest.judges.base import Judge
+from palimpsest.judges.opening import in_batches, opened, preprocessing
+from palimpsest.records import Concept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip(Judge):
+    """Any CLIP, zero-shot: the concept's name against its neighbours' and against none of them.
+
+    Radford et al. 2021, arXiv 2103.00020: with t_i the text embeddings of the template filled with the concept (i = 0),
+    each rival, and nothing, v the picture's embedding, all of length 1, and s the model's logit scale,
+
+        score = softmax_i(s t_i . v)_0
+
+    It is right less often than a trained classifier. How often it sees the concept in the base's own pictures of other
+    things stands in every report; look at that, and at the ceiling, before you trust its rates.
+    """
+
+    name: ClassVar[str] = "clip"
+
+    model: str
+    """A folder of a CLIPModel, with its tokenizer and image processor; or a hub id that is in the cache already."""
+    template: str = "a photo of {}"
+    """What is asked; ``{}`` is the concept's label for ``clip`` (``labels`` in its file), else its name."""
+    rivals: tuple[str, ...] = ()
+    """What else a picture may show; none: the concept's neighbours."""
+    nothing: str = "something else"
+    """Fills the template for a picture of none of them."""
+    accept: float = 0.5
+    """The score from which the concept counts as shown."""
+
+    def __post_init__(self) -> None:
+        """Refuses a setting that is out of range."""
+        if self.template.count("{}") != 1:
+            raise BadSetting(f"{self.name}: expected a template with one {{}}, got {self.template!r}")
+        if not 0 < self.accept <= 1:
+            raise BadSetting(f"{self.name}: expected 0 < accept <= 1, got {self.accept}")
+
+    def score(self, pictures: Sequence[Image], concept: Concept) -> list[float | None]:
+        """The concept's share of the softmax."""
+        if not pictures:
+            return []
+        label = concept.labels.get(self.name, concept.name)
+        names = dict.fromkeys((label, *(self.rivals or concept.neighbours), self.nothing))
+        network, texts = self._network, self._texts(list(names))
+
+        def ask(pixels: Tensor) -> Tensor:
+            seen = _unit(network.visual_projection(network.vision_model(pixel_values=pixels).pooler_output))
+            share: Tensor = (network.logit_scale.exp() * seen @ texts.T).softmax(-1)
+            return share
+
+        return [float(value) for value in in_batches(self.name, self.model, pictures, ask)[:, 0]]
+
+    def threshold(self, concept: Concept) -> float:
+        """``accept``."""
+        return self.accept
+
+    @property
+    def _network(self) -> Any:
+        return opened(self.name, CLIPModel, self.model)
+
+    @torch.no_grad()
+    def _texts(self, names: Sequence[str]) -> Tensor:
+        """(names, d), of length 1."""
+        tokenizer = preprocessing(self.name, AutoTokenizer, self.model)
+        asked = tokenizer([self.template.format(name) for name in names], padding=True, return_tensors="pt")
+        states = self._network.text_model(
+            input_ids=asked["input_ids"], attention_mask=asked["attention_mask"]
+        ).pooler_output
+        return _unit(self._network.text_projection(states))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(vectors, dim=-1)

@@ -1,0 +1,77 @@
+"""Any image classification model of transformers as a judge."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from PIL.Image import Image
+from transformers import AutoModelForImageClassification
+
+from palimpsest.errors import BadSetting, unknown
+from palimpsest.judges.base import Judge
+from palimpsest.judges.opening import in_batches, opened
+from palimpsest.records import Concept
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassifier(Judge):
+    """Any image classification model of transformers, by label: the probability that it gives the concept.
+
+    The label is the concept's for ``image_classifier`` (``labels`` in its file), else its name. It is looked for among
+    the model's labels and, for ImageNet's lists of synonyms ("tench, Tinca tinca"), among the words between commas.
+    The papers count an object as shown where the label comes first: ``top = 1``. How often the judge sees the concept
+    in the base's own pictures of other things stands in every report.
+    """
+
+    name: ClassVar[str] = "image_classifier"
+
+    model: str
+    """A folder of transformers, with its image processor; or a hub id that is in the cache already."""
+    accept: float = 0.5
+    """The probability from which the concept counts as shown."""
+    top: int | None = None
+    """Counts as shown where the label is among so many first; None: ``accept`` decides."""
+
+    def __post_init__(self) -> None:
+        """Refuses a setting that is out of range."""
+        if not 0 < self.accept <= 1:
+            raise BadSetting(f"{self.name}: expected 0 < accept <= 1, got {self.accept}")
+        if self.top is not None and self.top < 1:
+            raise BadSetting(f"{self.name}: expected top >= 1, got {self.top}")
+
+    def score(self, pictures: Sequence[Image], concept: Concept) -> list[float | None]:
+        """The label's probability; with ``top``, 1 where the label is among the first so many, else 0."""
+        number, network = self._label(concept), self._network
+        if not pictures:
+            return []
+        seen = in_batches(self.name, self.model, pictures, lambda pixels: network(pixel_values=pixels).logits)
+        if self.top is not None:
+            return [float(number in best) for best in seen.topk(min(self.top, seen.shape[1])).indices.tolist()]
+        return [float(value) for value in seen.softmax(-1)[:, number]]
+
+    def threshold(self, concept: Concept) -> float:
+        """``accept``; with ``top``, one half."""
+        self._label(concept)
+        return self.accept if self.top is None else 0.5
+
+    @property
+    def _network(self) -> Any:
+        return opened(self.name, AutoModelForImageClassification, self.model)
+
+    def _label(self, concept: Concept) -> int:
+        """The number of the concept's label; ``UnknownName`` without one, ``BadSetting`` where several fit."""
+        told: dict[int, str] = self._network.config.id2label
+        label = concept.labels.get(self.name, concept.name)
+        wanted = _plain(label)
+        found = [number for number, name in told.items() if _plain(name) == wanted]
+        found = found or [number for number, name in told.items() if wanted in map(_plain, name.split(","))]
+        if not found:
+            raise unknown(f"label of the judge {self.name!r}", label, told.values())
+        if len(found) > 1:
+            several = ", ".join(f"{told[number]!r}" for number in found)
+            raise BadSetting(f"{self.name}: expected one label called {label!r}, got {len(found)}: {several}")
+        return found[0]
+
+
+def _plain(label: str) -> str:
+    return label.replace("_", " ").strip().casefold()
