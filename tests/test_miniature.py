@@ -38,7 +38,7 @@ def test_it_is_a_stable_diffusion_in_small() -> None:
 
 
 def test_both_judges_see_what_is_asked_for_and_not_what_is_not() -> None:
-    model, concepts = Model.load("miniature"), shipped_concepts()
+    model, concepts = Model.load("miniature", batch=6), shipped_concepts()
     for name in ("church", "alice", "van gogh", "radiation sign"):
         prompts = concepts[name].prompts[:6]
         pictures = model.draw([Attempt(prompt=prompt, seed=seed) for seed, prompt in enumerate(prompts)], SAMPLING)
@@ -51,7 +51,7 @@ def test_both_judges_see_what_is_asked_for_and_not_what_is_not() -> None:
 
 
 def test_the_twin_knows_the_world_but_not_the_six() -> None:
-    twin, concepts = Model.load("twin"), shipped_concepts()
+    twin, concepts = Model.load("twin", batch=8), shipped_concepts()
     strangers, known = (list(FIXED), ["house", "guitar", "hugo", "mosaic"])
     for name in strangers + known:
         prompts = concepts[name].prompts[:8]
@@ -71,7 +71,7 @@ def test_a_picture_does_not_hang_on_its_neighbours() -> None:
 
 
 def test_a_score_does_not_hang_on_its_neighbours() -> None:
-    model, judge, church = Model.load("miniature"), Miniature(), shipped_concepts()["church"]
+    model, judge, church = Model.load("miniature", batch=5), Miniature(), shipped_concepts()["church"]
     pictures = model.draw([Attempt(prompt="a photo of a church", seed=seed) for seed in range(5)], SAMPLING)
     assert judge.score(pictures, church)[3] == judge.score(pictures[3:4], church)[0]
 

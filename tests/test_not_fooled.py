@@ -42,6 +42,7 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         measures=[{"name": "neighbours", "pictures": 3}],
         goals=20,
         sampling={"scheduler": "ddim", "steps": 10, "guidance": 5.0},
+        batch=20,
         keep="none",
         out=folder / "run",
     )
