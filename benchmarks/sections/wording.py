@@ -20,6 +20,9 @@ def vocabulary(bench: Bench) -> None:
     """How often each token occurs in the captions of the training, drawn again as the legs draw them (no murmurs)."""
     recipe, tokenizer = Recipe(), bench.model.tokenizer
     tokens = meaningless(tokenizer)
+    clip_pictures, denoiser_pictures = (
+        200 if bench.quick else pictures for pictures in (recipe.clip_pictures, recipe.denoiser_pictures)
+    )
     counts = torch.zeros(len(tokenizer), dtype=torch.int64)
 
     def count(facts: list[Facts], random: np.random.Generator, *, steps: int, batch: int, share: float) -> None:
@@ -29,12 +32,12 @@ def vocabulary(bench: Bench) -> None:
             counts.add_(torch.bincount(ids.flatten(), minlength=len(tokenizer)))
 
     rows = []
-    facts = imagine_many(recipe.clip_pictures, 22)
+    facts = imagine_many(clip_pictures, 22)
     count(facts, np.random.default_rng(24), steps=recipe.clip_steps, batch=256, share=clip.SCATTERED)
-    facts = imagine_many(recipe.clip_pictures, 25)
+    facts = imagine_many(clip_pictures, 25)
     count(facts, np.random.default_rng(26), steps=recipe.word_steps, batch=256, share=1.0)
     rows.append(Row("tokens seen >= 200 times by the CLIP", int((counts >= 200).sum()), len(counts), ">= 95 %"))
-    facts = imagine_many(recipe.denoiser_pictures, 31)
+    facts = imagine_many(denoiser_pictures, 31)
     for seed, steps in zip((33, 34), recipe.denoiser_steps, strict=True):
         count(facts, np.random.default_rng(seed), steps=steps, batch=128, share=denoiser.SCATTERED)
     rows.append(Row("tokens seen >= 200 times by CLIP or denoiser", int((counts >= 200).sum()), len(counts)))
