@@ -73,6 +73,28 @@ def test_diffusers_layout_with_its_settings(tmp_path, model, tuned):
     assert close(found, expected) and not close(model, expected)
 
 
+def test_each_part_has_settings_of_its_own(tmp_path, model, tuned):
+    """A denoiser and a text encoder tuned with different alphas, against diffusers' own merging."""
+    torch.manual_seed(6)
+    config = LoraConfig(r=2, lora_alpha=1.0, target_modules=["q_proj"], init_lora_weights=False)
+    tuned.text_encoder.add_adapter(config, adapter_name="default")
+    parts = {"unet": tuned.unet, "text_encoder": tuned.text_encoder}
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path,
+        **{f"{name}_lora_layers": get_peft_model_state_dict(part) for name, part in parts.items()},
+        **{f"{name}_lora_adapter_metadata": part.peft_config["default"].to_dict() for name, part in parts.items()},
+    )
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    found = load(path, model).weights()
+    theirs = tiny_pipeline()
+    theirs.load_lora_weights(tmp_path)
+    theirs.fuse_lora()
+    for name, part in (("unet", theirs.unet), ("text_encoder", theirs.text_encoder)):
+        for key, weight in part.named_parameters():
+            if "lora_" not in key:
+                assert torch.allclose(found[f"{name}.{key.replace('.base_layer', '')}"], weight, atol=1e-5), key
+
+
 def test_pefts_folder(tmp_path, model, tuned):
     state = {f"base_model.model.{key}": value for key, value in get_peft_model_state_dict(tuned.unet).items()}
     save_file(state, tmp_path / "adapter_model.safetensors")

@@ -138,11 +138,10 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise BadCheckpoint(f"settings of the LoRA that cannot be read ({_first_line(error)})") from None
     if not isinstance(told, dict):
         raise BadCheckpoint(f"expected the LoRA's settings as a table, got {type(told).__name__}")
-    settings = {key.removeprefix("unet."): value for key, value in told.items()}
-    for key in ("use_dora", "fan_in_fan_out"):
-        if settings.get(key):
+    for key, value in told.items():
+        if value and key.rpartition(".")[2] in ("use_dora", "fan_in_fan_out"):
             raise BadCheckpoint(f"expected a plain LoRA, got one with {key}")
-    return settings
+    return told
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

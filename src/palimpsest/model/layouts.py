@@ -12,6 +12,7 @@ from torch import Tensor
 from palimpsest.errors import BadCheckpoint
 from palimpsest.model.network import Network
 
+PARTS = ("unet", "text_encoder")
 COMPVIS = "model.diffusion_model."
 COMPVIS_BLOCKS = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "out.")
 SIDES = {"A": "down", "B": "up", "down": "down", "up": "up"}
@@ -65,9 +66,10 @@ def from_low_rank(
     Read are the layouts of peft, of diffusers (today's and the older ones of attention processors) and of kohya, whose
     names are the base's with underscores. A is (r, in) or a convolution's (r, in, h, w), B (out, r) or (out, r, 1, 1).
     alpha stands beside the layer's matrices or in ``settings`` (peft's: ``lora_alpha``, ``alpha_pattern``,
-    ``use_rslora``); else it is r. Raises ``BadCheckpoint``, naming every key that does not fit.
+    ``use_rslora``; diffusers writes the part's name before each); else it is r. Raises ``BadCheckpoint``, naming every
+    key that does not fit.
     """
-    settings = settings or {}
+    about = {part: _settings_of(part, settings or {}) for part in PARTS}
     layers = {alias: name for name in _layers(model) for alias in _layer_aliases(name)}
     parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     faults: dict[str, str] = {}
@@ -88,14 +90,15 @@ def from_low_rank(
             continue
         down, up = matrices["down"].double().flatten(1), matrices["up"].double().flatten(1)
         rank = len(down)
-        alpha = float(matrices["alpha"]) if "alpha" in matrices else _alpha(layer, rank, settings)
+        told = about[layer.partition(".")[0]]
+        alpha = float(matrices["alpha"]) if "alpha" in matrices else _alpha(layer, rank, told)
         weight = weights[f"{layer}.weight"].detach()
-        scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+        scale = alpha / (rank**0.5 if told.get("use_rslora") else rank)
         added = (scale * up @ down).reshape(weight.shape).to(weight.device)
         changed[f"{layer}.weight"] = (weight.double() + added).to(weight.dtype)
     if faults:
-        told = ", ".join(f"{key} ({fault})" for key, fault in faults.items())
-        raise BadCheckpoint(f"{len(faults)} of {len(state)} keys of a LoRA do not fit the base: {told}")
+        named = ", ".join(f"{key} ({fault})" for key, fault in faults.items())
+        raise BadCheckpoint(f"{len(faults)} of {len(state)} keys of a LoRA do not fit the base: {named}")
     return changed
 
 
@@ -130,11 +133,7 @@ def to_low_rank(
 
 def model_weights(model: Network) -> dict[str, Tensor]:
     """The live weights of the denoiser and the text encoder by qualified name."""
-    return {
-        f"{part}.{name}": weight
-        for part in ("unet", "text_encoder")
-        for name, weight in getattr(model, part).named_parameters()
-    }
+    return {f"{part}.{name}": weight for part in PARTS for name, weight in getattr(model, part).named_parameters()}
 
 
 def _layers(model: Network) -> set[str]:
@@ -175,6 +174,12 @@ def _misfit(matrices: Mapping[str, Tensor], weight: Tensor) -> str:
     if up.shape[1] != len(down) or len(up) * down.shape[1] != weight.numel() or len(up) != len(weight):
         return f"expected matrices for {tuple(weight.shape)}, got {tuple(down.shape)} and {tuple(up.shape)}"
     return ""
+
+
+def _settings_of(part: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of this part, and what is said of all."""
+    others = tuple(f"{other}." for other in PARTS if other != part)
+    return {key.removeprefix(f"{part}."): value for key, value in settings.items() if not key.startswith(others)}
 
 
 def _alpha(layer: str, rank: int, settings: Mapping[str, Any]) -> float:
