@@ -293,7 +293,10 @@ def export(
     ),
     out: Annotated[Path | None, typer.Option(help="A new file; by default TABLE.FORMAT in the run's folder.")] = None,
 ) -> None:
-    """Write a run as a flat table: one row per look at a goal, per cell or per measure."""
+    """Write a run as a flat table.
+
+    One row per look at a goal, per cell of the report, or per measure.
+    """
     from palimpsest.report.export import export as write
 
     if out is not None and out.exists():
@@ -305,7 +308,10 @@ def export(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say whether all is there to work with: versions, device, precision, shipped files, speed. Exit code 1 if not."""
+    """Say whether all is there to work with.
+
+    Versions, device, precision, shipped files, speed; exit code 1 if something is missing. Touches no network.
+    """
     from palimpsest.doctor import examine
 
     found = []
