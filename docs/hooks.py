@@ -1,7 +1,6 @@
 """What MkDocs calls while it builds the site: adds the generated pages, and refuses a page that needs the network."""
 
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,8 @@ from typing import Any
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import generated  # noqa: E402
+import generated
+import links
 
 REMOTE = re.compile(r"\s*(https?:)?//")
 STYLE = re.compile(r"""(?:@import|url\()\s*['"]?\s*((?:https?:)?//[^'")\s]+)""")
@@ -70,7 +68,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Turns links that leave docs/ to the pages that stand for those files."""
     if page.file.generated_by:
         return markdown
-    return generated.relinked(markdown, f"docs/{page.file.src_uri}")
+    return links.relinked(markdown, f"docs/{page.file.src_uri}")
 
 
 def on_post_build(config: Any) -> None:

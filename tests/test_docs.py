@@ -11,7 +11,6 @@ import tomllib
 from dataclasses import fields
 from inspect import getfullargspec
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +18,9 @@ import typer
 from markdown.extensions.toc import slugify
 from typer.testing import CliRunner
 
+import generated
+import hooks
+import links
 import palimpsest as pl
 import test_attack_contract
 from palimpsest import catalogue
@@ -42,17 +44,6 @@ MISSING_ON_PURPOSE = {"path", "model"}
 """Settings that name a file which a reader would have."""
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-generated = _load("generated")
-hooks = _load("hooks")
 PAGES = generated.pages()
 SITE = PAGES | generated.outside()
 
@@ -504,10 +495,10 @@ def test_a_page_that_needs_the_network_is_noticed(page: str, loads: bool) -> Non
 
 def test_links_out_of_docs_lead_to_pages() -> None:
     said = "[card](../src/palimpsest/miniature/assets/card.md) [code](../benchmarks/audit.py) [in](design.md#one-line)"
-    assert generated.relinked(said, "docs/miniature.md") == (
+    assert links.relinked(said, "docs/miniature.md") == (
         "[card](src/palimpsest/miniature/assets/card.md) [code](benchmarks/audit.py.md) [in](design.md#one-line)"
     )
-    assert generated.relinked("[m](../../../../docs/miniature.md#a)", "src/palimpsest/miniature/assets/card.md") == (
+    assert links.relinked("[m](../../../../docs/miniature.md#a)", "src/palimpsest/miniature/assets/card.md") == (
         "[m](../../../../miniature.md#a)"
     )
     assert "CHANGELOG.md" in generated.outside()
