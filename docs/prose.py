@@ -1,14 +1,19 @@
 """What stands in sources and in help texts, as Markdown."""
 
 import re
+import textwrap
 
 ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
 
 
 def prose(text: str) -> str:
-    """A docstring as Markdown: indented equations stay as they are, and nothing else in it is markup but code."""
+    """A docstring as Markdown: an indented block is an equation, and nothing else in it is markup but code."""
     blocks = re.split(r"\n\s*\n", text)
-    return "\n\n".join(block if block.startswith("    ") else inline(block) for block in blocks)
+    return "\n\n".join(_equation(block) if block.startswith("    ") else inline(block) for block in blocks)
+
+
+def _equation(block: str) -> str:
+    return "``` { .text .equation }\n" + textwrap.dedent(block) + "\n```"
 
 
 def inline(text: str) -> str:

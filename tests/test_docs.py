@@ -430,7 +430,7 @@ def test_a_part_of_tomorrow_has_its_page(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_page_says_what_the_source_says() -> None:
     page = PAGES["parts/erasers/uce.md"]
     assert "[arXiv 2308.14761](https://arxiv.org/abs/2308.14761)" in page
-    assert "\n    W = (lam W* + e sum" in page  # the equation, as code
+    assert "equation }\nW = (lam W* + e sum" in page
     assert r"with W\* the original weight" in page  # and in prose, not the start of emphasis
     assert "| `lam` | <code>float</code> | <code>0.5</code> | How strongly everything else is held in place. |" in page
     assert "`gradients`, `reference`" in PAGES["parts/attacks/unlearn_diff.md"]
