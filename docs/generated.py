@@ -111,15 +111,19 @@ def example(part: Part) -> str:
     spec = {setting.name: _placeholder(setting) for setting in part.settings if setting.default is None}
     changed = next((setting for setting in part.settings if _plain(setting) is not None), None)
     if part.kind == "measure":
-        full = {"name": part.name} | ({changed.name: _plain(changed)} if changed else {})
-        entries = [f'measures = ["{part.name}"]']
-        if changed:
-            entries.append(f"measures = [{{ {', '.join(f'{key} = {_toml(value)}' for key, value in full.items())} }}]")
-        return "In an audit file, one of\n\n```toml\n" + "\n".join(entries) + "\n```"
+        entries = [_entry(part, spec), *([_entry(part, spec | {changed.name: _plain(changed)})] if changed else [])]
+        lines = "\n".join(f"measures = [{entry}]" for entry in entries)
+        return f"In an audit file, {'one of' if changed else 'as'}\n\n```toml\n{lines}\n```"
     commands = [f"palimpsest show {part.name}", _command(part, spec)]
     if changed:
         commands.append(_command(part, spec | {changed.name: _plain(changed)}))
     return "```sh\n" + "\n".join(commands) + "\n```"
+
+
+def _entry(part: Part, spec: dict[str, object]) -> str:
+    """A part as an audit file holds it."""
+    settings = [f"{key} = {_toml(value)}" for key, value in ({"name": part.name} | spec).items()]
+    return f"{{ {', '.join(settings)} }}" if spec else f'"{part.name}"'
 
 
 def _command(part: Part, spec: dict[str, object]) -> str:

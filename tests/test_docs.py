@@ -36,6 +36,7 @@ from palimpsest.errors import BadConcept
 from palimpsest.judges import JUDGES
 from palimpsest.records import Concept
 from palimpsest.stats import mcnemar_exact, wilson
+from palimpsest.utility import MEASURES
 from tiny import tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -425,6 +426,20 @@ def test_a_part_of_tomorrow_has_its_page(tmp_path: Path, monkeypatch: pytest.Mon
     assert "Adjectives: the prompt again" in page and "src/palimpsest/attacks/adjectives.py" in page
     assert "--attack adjectives:together=1" in page
     assert "parts/attacks/adjectives.md" in generated.navigation("attack")
+
+
+@pytest.mark.parametrize("measure", catalogue.parts("measure"), ids=lambda measure: measure.name)
+def test_a_measure_is_asked_for_as_an_audit_takes_it(measure: catalogue.Part) -> None:
+    page = PAGES[f"parts/measures/{measure.name}.md"]
+    lines = [line for block in blocks(page) if block.language == "toml" for line in block.text.splitlines()]
+    assert lines
+    for line in lines:
+        (spec,) = tomllib.loads(line)["measures"]
+        table = {"name": spec} if isinstance(spec, str) else spec
+        given = {setting.name for setting in measure.settings if setting.default is None}
+        assert given <= set(table)
+        if not given:
+            assert build("measure", MEASURES, table).name == measure.name
 
 
 def test_a_page_says_what_the_source_says() -> None:
