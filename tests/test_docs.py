@@ -44,7 +44,6 @@ DOCS = ROOT / "docs"
 MISSING_ON_PURPOSE = {"path", "model"}
 """Settings that name a file which a reader would have."""
 
-
 PAGES = generated.pages()
 SITE = PAGES | generated.outside()
 
