@@ -1,6 +1,7 @@
 # make audit   the shipped audit of the miniature, with a report
 # make test    the default tests
 # make check   ruff, formatting, mypy
+# make docs    the documentation, into site/
 #
 # The first of them makes .venv; on Linux without a GPU, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 # to get PyTorch without CUDA.
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: audit test check clean
+.PHONY: audit test check docs clean
 
 audit: $(READY)
 	$(BIN)/palimpsest audit
@@ -23,8 +24,11 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache
 
 # The stamp is written last: a set-up that was interrupted starts again, one that is done is not repeated.
 $(READY): pyproject.toml constraints.txt
