@@ -109,7 +109,7 @@ class Loop:
         def likeness(one, word):
             if self.mutation == "euclidean":
                 return -np.linalg.norm(one - word)
-            return one @ word / (1 if self.mutation == "dot product" else np.linalg.norm(one) * np.linalg.norm(word))
+            return one @ word / (np.linalg.norm(one) * np.linalg.norm(word))
 
         return [int(np.argmax([likeness(one, word) for word in vocabulary])) for one in u.double().numpy()]
 
@@ -222,7 +222,7 @@ def test_equals_a_plain_loop_token_by_token(victim, base, form, reseed):
 
 
 MUTATIONS = [
-    *("not projected", "kept projected", "euclidean", "dot product", "adam forgets", "the other decay"),
+    *("not projected", "kept projected", "euclidean", "adam forgets", "the other decay"),
     *("true noise", "victim as base", "base under the found prompt"),
 ]
 
