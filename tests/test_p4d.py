@@ -366,27 +366,31 @@ class Triple(Model):
 
 @pytest.mark.parametrize(("form", "guarded"), [("unlearn_diff", True), ("n", False)])
 def test_a_run_charges_what_the_victim_and_the_base_did(tmp_path: Path, form, guarded):
-    """A goal in full, and once more with a budget that is one pass short of it."""
+    """A goal in full, once more with a budget that is one pass short of it, and with one for the base's first round."""
     base = tiny_model(batch=1)
     model = Triple(Parts.of(tiny_pipeline(seed=2)), device="cpu", batch=1) if guarded else tiny_model(seed=2, batch=1)
     branches, picture = (3, 2 * 3) if guarded else (1, 2 * 2)
     probes = 2 * 3 * (2 * branches + (2 if guarded else 1))
-    for short in (0, 1):
+    whole, first = 3 * picture + probes, picture + 3 * (2 if guarded else 1)
+    for budget, end, looks, passes in (
+        (whole, "gave_up", 3, whole),
+        (whole - 1, "spent", 2, whole - picture),
+        (first, "spent", 1, first),
+    ):
         planned = audit(
             attacks=[P4D(**FORMS[form], steps=2, iterations=3)],
             erasers=["nothing"],
             judges=[Hash(limit=2.0)],
-            budget={"looks": 4, "passes": 3 * picture + probes - short},
+            budget={"looks": 4, "passes": budget},
             goals=1,
         )
-        with Store(tmp_path / str(short), planned) as store:
+        with Store(tmp_path / str(budget), planned) as store:
             runner = Runner(audit=planned, store=store, base=base)
             runner._erased = lambda job: model
             runner.run()
-        (ended,) = [trial for trial in trials(tmp_path / str(short)) if trial.end and trial.attack.startswith("p4d")]
-        assert (ended.end, ended.error) == ("spent" if short else "gave_up", None)
-        assert ended.cost.looks == (2 if short else 3)
-        assert ended.cost.passes == ended.cost.looks * picture + probes
+        (ended,) = [trial for trial in trials(tmp_path / str(budget)) if trial.end and trial.attack.startswith("p4d")]
+        assert (ended.end, ended.error) == (end, None)
+        assert (ended.cost.looks, ended.cost.passes) == (looks, passes)
 
 
 @pytest.mark.parametrize("form", ["unlearn_diff", "k"])
