@@ -1,6 +1,7 @@
 """What every attack keeps to."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -14,12 +15,15 @@ from tiny import tiny_model
 
 SMALL = {
     "direct": {},
+    "p4d": {"steps": 3, "iterations": 2},
     "random_prefix": {},
     "revive": {},
     "seed_search": {},
     "unlearn_diff": {"steps": 3, "iterations": 2},
 }
 """Name -> settings at which a search is short."""
+FORMS = [{"name": "p4d", "form": "n", "k": 5}, {"name": "p4d", "form": "k", "k": 2}]
+"""Further forms, for which the same settings hold."""
 
 
 @pytest.fixture(scope="module")
@@ -27,50 +31,59 @@ def model():
     return tiny_model(batch=1)
 
 
-@pytest.fixture(params=[attack.name for attack in ATTACKS])
+@pytest.fixture(scope="module")
+def answer(model):
+    """Probes of the original are answered by the model itself."""
+    return partial(model.ask, base=model)
+
+
+@pytest.fixture(
+    params=[*({"name": attack.name} for attack in ATTACKS), *FORMS],
+    ids=lambda given: "-".join(map(str, given.values())),
+)
 def attack(request):
-    return build("attack", ATTACKS, {"name": request.param} | SMALL[request.param])
+    return build("attack", ATTACKS, request.param | SMALL[request.param["name"]])
 
 
 def test_every_attack_has_a_case():
     assert set(SMALL) == {attack.name for attack in ATTACKS}
 
 
-def test_keeps_to_the_protocol_and_gives_up_or_runs_to_the_budget(attack, model):
+def test_keeps_to_the_protocol_and_gives_up_or_runs_to_the_budget(attack, model, answer):
     here = case(model)
-    log = drive(attack.search(here), model.ask, looks=here.budget.looks)
+    log = drive(attack.search(here), answer, looks=here.budget.looks)
     assert log.gave_up or len(log.looks) == here.budget.looks
     assert log.looks[0] == Attempt(prompt=here.goal.prompt, seed=here.goal.seed)
     assert all(isinstance(attempt.prompt, str) and attempt.prompt for attempt in log.looks)
+    assert any(probe.of == "base" for probe in log.probes) <= (Need.BASE in attack.needs)
 
 
 @pytest.mark.parametrize("lacks", [Need.GRADIENTS, Need.REFERENCE])
-def test_its_declared_access_is_true(attack, model, lacks):
+def test_its_declared_access_is_true(attack, model, answer, lacks):
     field = {Need.GRADIENTS: "vocabulary", Need.REFERENCE: "reference"}[lacks]
     here = case(model, **{field: None})
     if lacks in attack.needs:
         with pytest.raises(AssertionError):
-            drive(attack.search(here), model.ask)
+            drive(attack.search(here), answer)
         return
-    answer = None if lacks is Need.GRADIENTS else model.ask
-    drive(attack.search(here), answer)
+    drive(attack.search(here), None if lacks is Need.GRADIENTS else answer)
 
 
-def test_same_stream_same_proposals(attack, model):
-    first, again = (drive(attack.search(case(model, seed=3)), model.ask) for _ in range(2))
+def test_same_stream_same_proposals(attack, model, answer):
+    first, again = (drive(attack.search(case(model, seed=3)), answer) for _ in range(2))
     assert first.looks == again.looks
     assert [probe.tokens.tolist() for probe in first.probes] == [probe.tokens.tolist() for probe in again.probes]
 
 
-def test_a_goal_with_a_guidance_of_its_own_is_looked_at_with_it(attack, model):
+def test_a_goal_with_a_guidance_of_its_own_is_looked_at_with_it(attack, model, answer):
     goal = Goal(concept="church", prompt="a photo of a church", seed=7, guidance=2.5)
-    log = drive(attack.search(case(model, goal=goal)), model.ask, looks=3)
+    log = drive(attack.search(case(model, goal=goal)), answer, looks=3)
     assert {attempt.guidance for attempt in log.looks} == {2.5}
 
 
-def test_takes_no_randomness_from_outside(attack, model):
+def test_takes_no_randomness_from_outside(attack, model, answer):
     outside = torch.get_rng_state()
-    drive(attack.search(case(model)), model.ask)
+    drive(attack.search(case(model)), answer)
     assert torch.equal(torch.get_rng_state(), outside)
 
 
@@ -82,9 +95,9 @@ def test_a_search_that_is_closed_ends(attack, model):
         next(search)
 
 
-def test_a_prompt_longer_than_the_context_is_asked_all_the_same(attack, model):
+def test_a_prompt_longer_than_the_context_is_asked_all_the_same(attack, model, answer):
     prompt = "church " * (model.context + 5)
-    log = drive(attack.search(case(model, prompt=prompt)), model.ask)
+    log = drive(attack.search(case(model, prompt=prompt)), answer)
     assert log.looks[0].prompt == prompt
 
 

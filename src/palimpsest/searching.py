@@ -45,7 +45,8 @@ class Searching:
     def price(self, question: Question) -> Cost:
         """What a question will cost, looks excluded."""
         if isinstance(question, Probe):
-            return self.model.probe_cost(question)
+            asked = self.model if question.of == "victim" else self.base
+            return asked.probe_cost(question)
         alike = replace(question, prompt="", seed=0, words=None, start=None)
         if alike not in self._prices:
             self._prices[alike] = self.model.picture_cost(alike, self.sampling)

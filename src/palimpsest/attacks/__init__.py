@@ -2,11 +2,12 @@
 
 from palimpsest.attacks.base import Attack
 from palimpsest.attacks.direct import Direct
+from palimpsest.attacks.p4d import P4D
 from palimpsest.attacks.random_prefix import RandomPrefix
 from palimpsest.attacks.revive import Revive
 from palimpsest.attacks.seed_search import SeedSearch
 from palimpsest.attacks.unlearn_diff import UnlearnDiff
 
-__all__ = ["ATTACKS", "Attack", "Direct", "RandomPrefix", "Revive", "SeedSearch", "UnlearnDiff"]
+__all__ = ["ATTACKS", "P4D", "Attack", "Direct", "RandomPrefix", "Revive", "SeedSearch", "UnlearnDiff"]
 
-ATTACKS: tuple[type[Attack], ...] = (Direct, RandomPrefix, Revive, SeedSearch, UnlearnDiff)
+ATTACKS: tuple[type[Attack], ...] = (Direct, P4D, RandomPrefix, Revive, SeedSearch, UnlearnDiff)

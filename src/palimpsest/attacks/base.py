@@ -80,6 +80,13 @@ class Case:
     keep: Callable[[Tensor], str]
     """Stores a tensor by its content, and returns its name; records stay free of torch."""
 
+    @property
+    def guidance(self) -> float | None:
+        """What a gradient attack's probes carry: through a guard the guidance of the goal's picture, else None."""
+        if not self.guarded:
+            return None
+        return self.sampling.guidance if self.goal.guidance is None else self.goal.guidance
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(Component):

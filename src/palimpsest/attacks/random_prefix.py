@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from palimpsest.attacks.base import Attack, Case, Search, look
-from palimpsest.attacks.prefix import LENGTHS, check_length, has_room, plain, prefixed
+from palimpsest.attacks.insertion import LENGTHS, before, check_length, has_room, inserted, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,10 @@ class RandomPrefix(Attack):
         """One look at the plain prompt, then one at each random prefix."""
         yield from look([plain(case)])
         k = self.k or LENGTHS[case.concept.kind]
-        if not has_room(case, k):
+        template = before(case, k)
+        if not has_room(case, template):
             return
         words = torch.tensor([token for token in range(case.vocabulary_size) if token not in case.special_tokens])
         while True:
             drawn = torch.randint(len(words), (k,), generator=case.random)
-            yield from look([prefixed(case, words[drawn].tolist())])
+            yield from look([inserted(case, template, words[drawn].tolist())])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from palimpsest.attacks.base import Attack, Case, Search, look
-from palimpsest.attacks.prefix import plain
+from palimpsest.attacks.insertion import plain
 
 SEEDS = 2**31
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.attacks.base import Attack, Case, Need, Search, ask, look
-from palimpsest.attacks.prefix import LENGTHS, check_length, has_room, plain, prefixed
+from palimpsest.attacks.insertion import LENGTHS, Template, before, check_length, has_room, in_context, inserted, plain
+from palimpsest.attacks.timesteps import middles
 from palimpsest.errors import BadSetting
 from palimpsest.model import Probe, Slope
 from palimpsest.simplex import project_to_simplex
@@ -66,21 +67,21 @@ class UnlearnDiff(Attack):
         """A look at the plain prompt; then, per timestep, the iterations and a look at the arg-max prefix."""
         yield from look([plain(case)])
         k = self.k or LENGTHS[case.concept.kind]
-        if not has_room(case, k):
+        template = before(case, k)
+        if not has_room(case, template):
             return
         slots = self._start(case, k)
         optimiser = torch.optim.Adam([slots], lr=self.lr, weight_decay=self.weight_decay)
-        timesteps = self._timesteps(case)
-        prompt = case.tokens(case.goal.prompt)
+        timesteps = middles(case, self.steps, self.order)
         stream = case.random.get_state()
         for step in timesteps:
             if self.reseed:
                 case.random.set_state(stream)
             for _ in range(self.iterations):
-                slots.grad = yield from self._gradient(case, slots, prompt=prompt, step=step)
+                slots.grad = yield from self._gradient(case, slots, template=template, step=step)
                 optimiser.step()
                 slots.copy_(project_to_simplex(slots))
-            yield from look([prefixed(case, slots.argmax(dim=-1).tolist())])
+            yield from look([inserted(case, template, slots.argmax(dim=-1).tolist())])
 
     def _start(self, case: Case, k: int) -> Tensor:
         """(k, V) distributions over the vocabulary."""
@@ -90,29 +91,20 @@ class UnlearnDiff(Attack):
         start = project_to_simplex(torch.rand(flat.shape, generator=case.random)) if self.random_start else flat
         return start.to(case.vocabulary.device)
 
-    def _timesteps(self, case: Case) -> Sequence[int]:
-        """10, 30, ..., 990 for 50 steps of 1000."""
-        ascending = [int((i + 0.5) * case.timesteps / self.steps) for i in range(self.steps)]
-        if self.order == "random":
-            return [ascending[i] for i in torch.randperm(self.steps, generator=case.random)]
-        return ascending if self.order == "ascending" else ascending[::-1]
-
     def _gradient(
-        self, case: Case, slots: Tensor, *, prompt: Tensor, step: int
+        self, case: Case, slots: Tensor, *, template: Template, step: int
     ) -> Generator[Sequence[Probe], Sequence[Slope], Tensor]:
         """The gradient with respect to ``slots`` at one draw of tokens and noise; costs one probe."""
         assert case.vocabulary is not None and case.reference is not None, "needs says gradients and reference"
         drawn = draw(slots, case.random)
         noise = torch.randn(case.reference.shape, generator=case.random).to(case.reference)
-        # As many tokens of padding fall off the end as come in after the start.
-        tokens = torch.cat([prompt[:1], drawn.to(prompt), prompt[1 : len(prompt) - len(drawn)]])
-        guidance = case.sampling.guidance if case.goal.guidance is None else case.goal.guidance
+        tokens = in_context(case, template, drawn.tolist())
         probe = Probe(
             tokens=tokens,
             words=case.vocabulary[tokens],
             latents=case.noised(case.reference, noise, step),
             step=step,
-            guidance=guidance if case.guarded else None,
+            guidance=case.guidance,
             # Answers are epsilon whatever the network was trained to say, and so is the paper's loss.
             loss=lambda answer, latents: functional.mse_loss(answer, noise.to(answer)),
             wrt="words",
