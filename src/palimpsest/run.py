@@ -44,6 +44,10 @@ class Run:
         console.print(_attacks(found["cells"]))
         if found["utility"]:
             console.print(_utility(found["utility"]))
+            for measure, of in {
+                row["measure"]: row["of"] for row in found["utility"] if ":" not in row["measure"]
+            }.items():
+                console.print(Text(f"{measure}: {of}"))
         for missed in found["left_out"]:
             console.print(Text(f"Not measured: {missed['measure']}. {missed['why']}"))
         for verdict in found["verdicts"]:
@@ -93,7 +97,7 @@ def _number(value: float | None, unit: str) -> str:
 
 def _utility(rows: list[dict[str, Any]]) -> Table:
     table = _table("What the erasure cost")
-    for heading in ("concept", "eraser", "measure", "of"):
+    for heading in ("concept", "eraser", "measure"):
         table.add_column(heading, overflow="fold")
     for heading in ("value", "interval", "base's", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -101,7 +105,7 @@ def _utility(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         if ":" not in row["measure"]:  # the rows behind a measure's own stand in the report
             eraser = names[row["eraser"]]
-            words = (row["concept"], eraser, row["measure"], row["of"])
+            words = (row["concept"], eraser, row["measure"])
             value, low, high, base = (_number(row[key], row["unit"]) for key in ("value", "low", "high", "base"))
             interval = f"{low} - {high}" if low else ""
             table.add_row(*(Text(word) for word in words), value, interval, base, f"{row['n']:,}")
