@@ -18,6 +18,8 @@ from palimpsest.jobs import jobs
 from palimpsest.model import Model
 from palimpsest.records import Reading, to_json
 from palimpsest.report.export import export
+from palimpsest.report.findings import find
+from palimpsest.report.ledger import read
 from palimpsest.run import Run
 from palimpsest.runner import Runner
 from palimpsest.store import Store
@@ -125,6 +127,8 @@ def test_a_verdict_rests_on_neighbours_alone_and_nothing_else_is_kept(tmp_path: 
         )
     folder = plain.write(tmp_path / "after")
     assert report.summary(folder)["verdicts"] == before
+    kept = {row.measure: row.kept for row in find(read(folder)).utility if row.eraser == "esd" and not row.thing}
+    assert kept == {"neighbours": pytest.approx(56 / 58), "kid": None}
     report.write(folder)
     text = (folder / "report.md").read_text()
     assert "| esd | kid | 40.00 | 39.00 to 41.00 | 0.01 | 9 |" in text

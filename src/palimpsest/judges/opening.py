@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoModel
 
 from palimpsest.errors import BadSetting
 
@@ -20,7 +20,7 @@ def opened(part: str, kind: Any, source: str) -> Any:
     """``kind.from_pretrained(source)`` in full precision, opened once; no code of the folder is run, nothing fetched.
 
     Raises ``BadSetting`` where there is no such model, or where its weights lack some that ``kind`` needs: they would
-    be random. A pooler may be lacking: no part asks for one that is not stored.
+    be random. For features (``AutoModel``) a pooler may be lacking: they are taken before it.
     """
     try:
         network, found = kind.from_pretrained(
@@ -33,7 +33,10 @@ def opened(part: str, kind: Any, source: str) -> Any:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BadSetting(f"{part}: expected a model of transformers, got {source!r}: {_short(error)}") from None
-    if lacking := sorted(name for name in found["missing_keys"] if "pooler" not in name.split(".")):
+    lacking = sorted(found["missing_keys"])
+    if kind is AutoModel:
+        lacking = [name for name in lacking if "pooler" not in name.split(".")]
+    if lacking:
         raise BadSetting(
             f"{part}: expected a {type(network).__name__}, got {source!r}, whose weights lack {len(lacking)} of its "
             f"own, {lacking[0]} for one"
