@@ -7,14 +7,12 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torchmetrics.image.kid import KernelInceptionDistance
-from transformers import CLIPModel
 
-from palimpsest.assets import clip_folder
 from palimpsest.judges.miniature import Classifier, as_tensor
 from palimpsest.miniature.captions import caption
-from palimpsest.miniature.clip import pixel_values
 from palimpsest.miniature.pictures import imagine_many, render_many
-from palimpsest.miniature.vocabulary import encode_text
+from palimpsest.utility.clip_score import clip_cosines
+from palimpsest.utility.features import Network
 from sections.bench import SEED, Bench, answered, table
 
 
@@ -43,14 +41,11 @@ def quality(bench: Bench) -> None:
     distance.update(rendered[: len(drawn)], real=True)
     distance.update(drawn, real=False)
     mean, spread = distance.compute()
-    clip, tokenizer = CLIPModel.from_pretrained(clip_folder(), dtype=torch.float32).eval(), bench.model.tokenizer
     scores = {
-        name: clip_score(clip, tokenizer, pictures, texts[: len(drawn)])
+        name: clip_score(pictures, texts[: len(drawn)])
         for name, pictures in (("generated", drawn), ("rendered", rendered[: len(drawn)]))
     }
-    scores["rendered, captions shuffled"] = clip_score(
-        clip, tokenizer, rendered[: len(drawn)], texts[: len(drawn)][::-1]
-    )
+    scores["rendered, captions shuffled"] = clip_score(rendered[: len(drawn)], texts[: len(drawn)][::-1])
     rows = [
         ["KID, generated to rendered (features of the first judge)", f"{mean:.4f} +- {spread:.4f}", str(len(drawn))]
     ]
@@ -93,9 +88,7 @@ def kappa(first: Sequence[str], second: Sequence[str]) -> float:
     return 1.0 if chance == 1 else float((agreed - chance) / (1 - chance))
 
 
-@torch.no_grad()
-def clip_score(clip: CLIPModel, tokenizer: object, pictures: Tensor, texts: list[str]) -> float:
-    """Mean cosine between pictures and their captions."""
-    output = clip(input_ids=encode_text(tokenizer, texts), pixel_values=pixel_values(pictures))
-    cosine = torch.nn.functional.cosine_similarity(output.image_embeds, output.text_embeds)
-    return float(cosine.mean())
+def clip_score(pictures: Tensor, texts: list[str]) -> float:
+    """Mean cosine between pictures and their captions, by the miniature's CLIP."""
+    plain = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
+    return float(clip_cosines(Network(measure="clip_score", source="miniature"), plain, texts).mean())

@@ -99,14 +99,17 @@ def _check(audit: Audit, where: str) -> None:
         ("eraser", [eraser.label for eraser in audit.erasers]),
         ("attack", [attack.label for attack in audit.attacks]),
         ("judge", [judge.label for judge in audit.judges]),
+        ("measure", [measure.name for measure in audit.measures]),
     ):
-        if not names:
+        if not names and what != "measure":
             raise BadAudit(f"{where}: expected at least one {what}, got none")
         if twice := {name for name in names if names.count(name) > 1}:
             raise BadAudit(f"{where}: expected each {what} once, got {min(twice)!r} more than once")
     for judge in audit.judges:
         for concept in audit.concepts:
             judge.threshold(concept)  # raises UnknownName for a concept that the judge cannot see
+    for measure in audit.measures:
+        measure.check(audit.base)
 
 
 def parse_spec(text: str) -> dict[str, Any]:

@@ -109,6 +109,9 @@ def audit(
     eraser: Annotated[list[str] | None, typer.Option(help=f"{SPEC} Repeatable.")] = None,
     attack: Annotated[list[str] | None, typer.Option(help="NAME or NAME:SETTING=VALUE,... Repeatable.")] = None,
     judge: Annotated[list[str] | None, typer.Option(help="The first decides, the others confirm. Repeatable.")] = None,
+    measure: Annotated[
+        list[str] | None, typer.Option(help="Of what the erasure cost, in place of the audit's. Repeatable.")
+    ] = None,
     budget: Annotated[Budget | None, typer.Option(help="Looks and passes per goal.")] = None,
     goals: Annotated[int | None, typer.Option(help="Per concept.")] = None,
     seed: Annotated[int | None, typer.Option(help="From which all randomness is derived.")] = None,
@@ -136,6 +139,7 @@ def audit(
         "erasers": eraser,
         "attacks": attack,
         "judges": judge,
+        "measures": measure,
         "budget": budget and budget.value,
         "goals": goals,
         "seed": seed,
@@ -176,6 +180,7 @@ def _open_and_announce(
 ) -> "tuple[Model, Forecast]":
     """Opens the base, and says what will run, how long, and how much disk."""
     from palimpsest.forecast import forecast
+    from palimpsest.jobs import left_out
     from palimpsest.runner import open_base
 
     model = open_base(planned, download=download)
@@ -187,6 +192,8 @@ def _open_and_announce(
         ("attacks", [attack.label for attack in planned.attacks]),
         ("controls", [f"{control} (added)" for control in planned.added_controls]),
         ("judges", [judge.label for judge in planned.judges]),
+        ("measures", [measure.label for measure in planned.measures]),
+        ("left out", [f"{measure.label}: {why}" for measure, why in left_out(planned)]),
         ("budget", [f"{planned.budget_name}: {planned.budget.looks} looks, {planned.budget.passes:,} passes per goal"]),
     ):
         if names:

@@ -8,6 +8,7 @@ import torch
 
 from palimpsest.attacks.base import Attack, Need
 from palimpsest.attacks.direct import Direct
+from palimpsest.erasers.nothing import Nothing
 from palimpsest.erasing import is_at_hand
 from palimpsest.jobs import Job
 from palimpsest.model import Model, Probe
@@ -46,9 +47,8 @@ def forecast(
     picture = picture_passes(audit, model)
     goals = [(job, attack) for job in left for attack, _ in job.goals_left(store, job.attacks, job.victim)]
     looks = sum(most_looks(audit, attack) for _, attack in goals)
-    measured = sum(measure.draws(job.retained) for job in left for measure in job.measures_left(store))
     referring = {job.concept.name: len(job.goals) for job, attack in goals if Need.REFERENCE in attack.needs}
-    pictures = measured + sum(referring.values())
+    pictures = _measured(audit, left, store) + sum(referring.values())
     width, height = model.decode(torch.zeros(1, *model.latent_shape))[0].size
     kept = {"none": 0, "hits": 2 * len(goals), "all": looks}[audit.keep]
     erasing = [job for job in left if not is_at_hand(job, model, seed=audit.seed, store=store, retrain=retrain)]
@@ -62,6 +62,21 @@ def forecast(
         erasing=len(erasing),
         bytes=int(kept * 3 * width * height * BYTES_PER_VALUE) + len(erasing) * weights,
     )
+
+
+def _measured(audit: Audit, left: Sequence[Job], store: Store | None) -> int:
+    """Pictures drawn for measures: those of a victim shared by its measures, the base's by all victims."""
+    base: set[Attempt] = set()
+    victims = 0
+    for job in left:
+        draws = [measure.draws(job.retained, seed=audit.seed) for measure in job.measures_left(store)]
+        own = {attempt for each in draws for attempt in each.victim}
+        base.update(attempt for each in draws for attempt in each.base)
+        if isinstance(job.eraser, Nothing):
+            base |= own
+        else:
+            victims += len(own)
+    return victims + len(base)
 
 
 def picture_passes(audit: Audit, model: Model) -> int:

@@ -59,6 +59,7 @@ def jobs(audit: Audit) -> list[Job]:
     """
     found = []
     erasers = sorted({cell.eraser: None for cell in audit.cells}, key=lambda eraser: not isinstance(eraser, Nothing))
+    measures = tuple(measure for measure in audit.measures if not measure.lacking())
     for concept in audit.concepts:
         retained = audit.retained(concept)
         for eraser in erasers:
@@ -74,11 +75,16 @@ def jobs(audit: Audit) -> list[Job]:
                         eraser=eraser,
                         attacks=tuple(attacks),
                         goals=audit.goals_for(concept),
-                        measures=() if plant or not retained else audit.measures,
+                        measures=() if plant or not retained else measures,
                         retained=retained,
                     )
                 )
     return found
+
+
+def left_out(audit: Audit) -> list[tuple[Measure, str]]:
+    """The measures that this machine cannot take, and what they lack."""
+    return [(measure, why) for measure in audit.measures if (why := measure.lacking())]
 
 
 def overrides(attack: Attack, move: str) -> bool:

@@ -12,6 +12,7 @@ Kind = Literal["object", "style", "identity", "content"]
 KINDS: tuple[Kind, ...] = ("object", "style", "identity", "content")
 Role = Literal["target", "retained", "other"]
 End = Literal["won", "spent", "gave_up", "error"]
+Unit = Literal["share", "number"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,13 +161,15 @@ class Reading:
     victim: Victim
     measure: str
     concept: str
-    """The concept that was looked for in the pictures (a neighbour, say)."""
+    """The concept that was looked for in the pictures (a neighbour, say); empty: all that was measured together."""
     value: float
     n: int
     low: float
     high: float
     of: str = ""
     """What the value is a share or distance of, in words."""
+    unit: Unit = "share"
+    """``share``: printed in per cent, and comparable with the base's as a share of it; ``number``: any other."""
 
 
 @cache

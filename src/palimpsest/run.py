@@ -12,6 +12,7 @@ from rich.text import Text
 
 from palimpsest import report
 from palimpsest.report.export import frame
+from palimpsest.report.utility import number
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ class Run:
         console.print(_attacks(found["cells"]))
         if found["utility"]:
             console.print(_utility(found["utility"]))
+            for measure, of in {
+                row["measure"]: row["of"] for row in found["utility"] if ":" not in row["measure"]
+            }.items():
+                console.print(Text(f"{measure}: {of}"))
+        for missed in found["left_out"]:
+            console.print(Text(f"Not measured: {missed['measure']}. {missed['why']}"))
         for verdict in found["verdicts"]:
             console.print(Text.assemble((f"{verdict['concept']}, {verdict['eraser']}: ", "bold"), verdict["sentence"]))
 
@@ -84,15 +91,22 @@ def _short(labels: Iterable[str]) -> dict[str, str]:
     return {label: name if names.count(name) == 1 else label for label, name in zip(known, names, strict=True)}
 
 
+def _number(value: float | None, unit: str) -> str:
+    return "" if value is None else number(value, unit)
+
+
 def _utility(rows: list[dict[str, Any]]) -> Table:
     table = _table("What the erasure cost")
-    for heading in ("concept", "eraser", "measure", "of"):
+    for heading in ("concept", "eraser", "measure"):
         table.add_column(heading, overflow="fold")
-    table.add_column("value", justify="right", no_wrap=True)
+    for heading in ("value", "interval", "base's", "n"):
+        table.add_column(heading, justify="right", no_wrap=True)
     names = _short(row["eraser"] for row in rows)
     for row in rows:
         if ":" not in row["measure"]:  # the rows behind a measure's own stand in the report
             eraser = names[row["eraser"]]
-            words = (row["concept"], eraser, row["measure"], row["of"])
-            table.add_row(*(Text(word) for word in words), f"{row['value']:.0%}")
+            words = (row["concept"], eraser, row["measure"])
+            value, low, high, base = (_number(row[key], row["unit"]) for key in ("value", "low", "high", "base"))
+            interval = f"{low} - {high}" if low else ""
+            table.add_row(*(Text(word) for word in words), value, interval, base, f"{row['n']:,}")
     return table

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from palimpsest.attacks.base import Attack, Case, Need
 from palimpsest.erasing import erased, is_at_hand, stream
-from palimpsest.jobs import Job, jobs, overrides
+from palimpsest.jobs import Job, jobs, left_out, overrides
 from palimpsest.model import Model, Text
 from palimpsest.protocol import Audit
 from palimpsest.pursuit import Pursuit
 from palimpsest.records import Attempt, Concept, Cost, Goal, Victim
 from palimpsest.searching import Searching
 from palimpsest.store import Store
+from palimpsest.utility.base import Drawn, Erasure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,10 @@ class Runner:
     """Erase anew even where the package brings the erased weights."""
     watch: Watch = field(default=lambda event: None)
     _references: dict[Goal, Tensor] = field(default_factory=dict)
+    _drawn: Drawn = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._drawn = Drawn(self.audit.sampling)
 
     def run(self) -> None:
         """Does everything that is not done yet."""
@@ -67,6 +72,7 @@ class Runner:
                 "batch": self.base.batch,
             }
         )
+        self.store.note({"left_out": {measure.label: why for measure, why in left_out(self.audit)}})
         for job in jobs(self.audit):
             if not job.is_done(self.store):
                 self._do(job)
@@ -78,19 +84,26 @@ class Runner:
         for attack in job.attacks:
             if overrides(attack, "revise"):
                 self._revise(job, victim, model, attack)
+        self._measure(job, victim, model)
+
+    def _measure(self, job: Job, victim: Victim, model: Model) -> None:
+        erasure = Erasure(
+            victim=victim,
+            target=job.concept,
+            concepts=job.retained,
+            judge=self.audit.judges[0],
+            model=model,
+            base=self.base,
+            drawn=self._drawn,
+            seed=self.audit.seed,
+        )
         for measure in job.measures_left(self.store):
             self.watch(Event(victim=victim, doing=f"measuring {measure.name}"))
-            readings = measure.measure(
-                model,
-                victim=victim,
-                target=job.concept,
-                concepts=job.retained,
-                judge=self.audit.judges[0],
-                sampling=self.audit.sampling,
-                seed=self.audit.seed,
-            )
-            self.store.add_readings(readings)
-            self.watch(Event(victim=victim, doing="measured", aside=measure.draws(job.retained)))
+            before = self._drawn.count
+            self.store.add_readings(measure.measure(erasure))
+            self.watch(Event(victim=victim, doing="measured", aside=self._drawn.count - before))
+        # The base's are drawn once per run; every further victim would only fill the memory.
+        self._drawn.keep_only(self.base)
 
     # victims
 

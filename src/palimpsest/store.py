@@ -123,6 +123,10 @@ class Store:
                 raise BadRun(f"{self.folder} was begun with {name} {known[name]}, got {fact}: choose another folder")
         self._write(self._provenance_path, _json(known | dict(facts)))
 
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Writes down what may be otherwise when the run goes on."""
+        self._write(self._provenance_path, _json(self.provenance | dict(facts)))
+
     # goals and readings
 
     def is_finished(self, key: Key) -> bool:

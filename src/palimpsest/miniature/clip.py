@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from palimpsest.miniature.captions import caption, filler
 from palimpsest.miniature.facts import HEADS, Facts, answers
@@ -15,6 +15,8 @@ from palimpsest.miniature.vocabulary import CONTEXT, encode_text, meaningless, s
 from palimpsest.model import computing
 
 WIDTH = 128
+MEAN, DEVIATION = 0.5, 0.25
+"""Of the pixels, 0 to 1, that the image encoder takes."""
 SCATTERED = 0.65
 """Share of the training's captions with meaningless tokens among the words."""
 
@@ -166,7 +168,17 @@ def acquaint(
 
 def pixel_values(pictures: Tensor) -> Tensor:
     """(n, 3, 64, 64) uint8 -> what the image encoder takes."""
-    return (pictures.float() / 255 - 0.5) / 0.25
+    return (pictures.float() / 255 - MEAN) / DEVIATION
+
+
+def new_processor() -> CLIPImageProcessor:
+    """The same for pictures of any size, as it is shipped beside the weights."""
+    return CLIPImageProcessor(
+        size={"shortest_edge": 64},
+        crop_size={"height": 64, "width": 64},
+        image_mean=[MEAN] * 3,
+        image_std=[DEVIATION] * 3,
+    )
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from palimpsest.assets import sha256, write_checksums
 from palimpsest.errors import BadRun
 from palimpsest.judges.miniature import by_head
 from palimpsest.miniature.autoencoder import encode, new_autoencoder, train_autoencoder
-from palimpsest.miniature.clip import acquaint, labels, new_clip, train_clip
+from palimpsest.miniature.clip import acquaint, labels, new_clip, new_processor, train_clip
 from palimpsest.miniature.denoiser import new_denoiser, new_scheduler, train_denoiser
 from palimpsest.miniature.facts import FIXED
 from palimpsest.miniature.judging import LABELS, new_judge, nonsense, save_judge, thresholds, train_judge
@@ -336,6 +336,8 @@ def assemble(folder: Path, out: Path, *, recipe: Recipe) -> None:
     pipeline.save_pretrained(out / "model", max_shard_size="10MB")
     shop.denoiser("twin").half().save_pretrained(out / "twin", max_shard_size="10MB")
     shop.clip("words").half().save_pretrained(out / "clip")
+    shop.tokenizer().save_pretrained(out / "clip")
+    new_processor().save_pretrained(out / "clip")
     for which in ("first", "second"):
         shutil.copytree(folder / "judges" / which, out / "judges" / which, dirs_exist_ok=True)
     write_checksums(out)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from palimpsest.report.cells import Cell, cells
 from palimpsest.report.compare import Comparison, comparisons
 from palimpsest.report.ledger import Key, Run
-from palimpsest.report.utility import Utility, utility
+from palimpsest.report.utility import Utility, left_out, utility
 from palimpsest.report.verdict import Verdict, verdicts
 
 VERSION = 1
@@ -74,10 +74,16 @@ def as_json(findings: Findings) -> dict[str, Any]:
                 "eraser": row.eraser,
                 "measure": f"{row.measure}: {row.thing}" if row.thing else row.measure,
                 "value": row.value,
+                "low": row.low,
+                "high": row.high,
+                "n": row.n,
+                "base": row.base,
+                "unit": row.unit,
                 "of": row.of,
             }
             for row in findings.utility
         ],
+        "left_out": [row._asdict() for row in left_out(findings.run)],
         "idle": [key._asdict() for key in findings.run.idle],
         "comparisons": [asdict(row) for row in findings.comparisons],
         "troubles": [

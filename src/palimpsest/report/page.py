@@ -11,7 +11,7 @@ from palimpsest.report import sections
 from palimpsest.report.cells import attack_name, short_names
 from palimpsest.report.findings import Findings
 from palimpsest.report.ledger import BASE
-from palimpsest.report.utility import false_alarms
+from palimpsest.report.utility import false_alarms, left_out
 from palimpsest.report.verdict import ENOUGH, ERASED, Verdict, p_value
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -130,6 +130,7 @@ def _notices(findings: Findings) -> list[str]:
         notices.append(
             f"Too few goals to conclude: a verdict takes {ENOUGH} goals per concept. The figures show what was seen."
         )
+    notices += [f"Not measured: {measure}. {why}" for measure, why in left_out(findings.run)]
     return notices
 
 

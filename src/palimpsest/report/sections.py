@@ -43,6 +43,9 @@ def _section(findings: Findings, concept: str, pictures: list[Row]) -> dict[str,
         "coarse": kind in ("content", ""),
         "groups": [_group(findings, concept, eraser) for eraser in erasers],
         "victims": erasers,
+        "costs": [
+            row for eraser in erasers for row in _utility(findings, concept, eraser) if row.measure != NEIGHBOURS
+        ],
         "things": _things(findings, concept, erasers),
         "plots": [(eraser, plots) for eraser in erasers if (plots := _plots(findings, concept, eraser, styles))],
         "legend": [{"label": attack, "style": style} for attack, style in styles.items()]
@@ -100,7 +103,7 @@ def _things(findings: Findings, concept: str, erasers: Sequence[str]) -> list[di
         {
             "measure": measure,
             "of": thing,
-            "numbers": [f"{found[eraser].value:.2f}" if eraser in found else "·" for eraser in erasers],
+            "numbers": [found[eraser].text if eraser in found else "·" for eraser in erasers],
         }
         for (measure, thing), found in sorted(rows.items())
     ]

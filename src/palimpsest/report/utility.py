@@ -1,14 +1,18 @@
 """What the measures of utility read off each victim, and how often the judge is wrong."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf, isfinite
+from typing import NamedTuple
 
-from palimpsest.records import Reading
+from palimpsest.records import Reading, Unit
 from palimpsest.report.ledger import BASE, Run
 from palimpsest.stats import wilson
 
 NEIGHBOURS = "neighbours"
 FALSE_ALARMS = "false_alarms"
+TOGETHER = ""
+"""The concept of a reading of all that was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +25,61 @@ class Utility:
     thing: str
     """What was looked for; empty: everything together."""
     value: float
+    low: float | None
+    """Of the 95 % interval; None: not known for all things together."""
+    high: float | None
     n: int
     base: float | None
     """The base's value for the same; None: not measured."""
     of: str
+    unit: Unit
 
     @property
     def kept(self) -> float | None:
-        """The value as a share of the base's."""
-        return self.value / self.base if self.base else None
+        """A share as a share of the base's; of any other number nobody can say how much of it was kept."""
+        return self.value / self.base if self.base and self.unit == "share" else None
+
+    @property
+    def text(self) -> str:
+        """The value as it is printed."""
+        return number(self.value, self.unit)
+
+    @property
+    def interval(self) -> str:
+        """Its interval as it is printed; empty where none is known."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"{number(self.low, self.unit)} to {number(self.high, self.unit)}"
+
+    @property
+    def base_text(self) -> str:
+        """The base's value as it is printed; empty where it was not measured."""
+        return "" if self.base is None else number(self.base, self.unit)
+
+
+class LeftOut(NamedTuple):
+    """A measure that the machine of the run could not take."""
+
+    measure: str
+    why: str
+
+
+def number(value: float, unit: str) -> str:
+    """A value as it is printed: shares in per cent, others with three digits that count, or with two places."""
+    if unit == "share":
+        return f"{value:.0%}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def left_out(run: Run) -> list[LeftOut]:
+    """The measures that were asked for and could not be taken, unless that was made good later."""
+    told = run.provenance.get("left_out")
+    taken = {reading.measure for reading in run.readings}
+    return [
+        LeftOut(str(measure), str(why))
+        for measure, why in (sorted(told.items()) if isinstance(told, dict) else ())
+        if str(measure).partition("(")[0] not in taken
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +114,10 @@ def utility(run: Run) -> list[Utility]:
     rows = []
     for (concept, eraser, measure), readings in sorted(groups.items()):
         base = _base(run, concept, measure)
-        measured = [base[thing] for thing in readings if thing in base]
-        complete = len(measured) == len(readings)
-        rows.append(
-            Utility(
-                concept=concept,
-                eraser=eraser,
-                measure=measure,
-                thing="",
-                value=_mean(list(readings.values())),
-                n=sum(reading.n for reading in readings.values()),
-                base=_mean(measured) if complete else None,
-                of=next(iter(sorted({reading.of for reading in readings.values()}))),
-            )
-        )
+        if TOGETHER not in readings:
+            readings[TOGETHER] = _together(list(readings.values()))
+            if all(thing in base for thing in readings if thing != TOGETHER):
+                base[TOGETHER] = _together([base[thing] for thing in readings if thing != TOGETHER])
         for thing, reading in sorted(readings.items()):
             rows.append(
                 Utility(
@@ -86,9 +126,12 @@ def utility(run: Run) -> list[Utility]:
                     measure=measure,
                     thing=thing,
                     value=reading.value,
+                    low=reading.low if isfinite(reading.low) else None,
+                    high=reading.high if isfinite(reading.high) else None,
                     n=reading.n,
                     base=base[thing].value if thing in base else None,
                     of=reading.of,
+                    unit=reading.unit,
                 )
             )
     return rows
@@ -99,9 +142,19 @@ def _base(run: Run, concept: str, measure: str) -> dict[str, Reading]:
     found: dict[str, Reading] = {}
     for reading in run.readings:
         if reading.victim.eraser == BASE and not reading.victim.plant and reading.measure == measure:
-            if reading.victim.concept == concept or reading.concept not in found:
+            same = reading.victim.concept == concept
+            # What was measured together hangs on the concept: another has other neighbours.
+            if same or reading.concept not in (*found, TOGETHER):
                 found[reading.concept] = reading
     return found
+
+
+def _together(readings: Sequence[Reading]) -> Reading:
+    """Readings of single things as one: the mean over their pictures; an interval only of a share."""
+    n, value = sum(reading.n for reading in readings), _mean(readings)
+    low, high = (-inf, inf) if readings[0].unit != "share" else wilson(round(value * n), n)
+    of = min(reading.of for reading in readings)
+    return replace(readings[0], concept=TOGETHER, value=value, n=n, low=low, high=high, of=of)
 
 
 def _mean(readings: Sequence[Reading]) -> float:

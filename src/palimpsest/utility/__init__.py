@@ -1,8 +1,11 @@
 """Measures of utility: what an erasure cost."""
 
 from palimpsest.utility.base import Measure
+from palimpsest.utility.clip_score import ClipScore
+from palimpsest.utility.kid import Kid
 from palimpsest.utility.neighbours import Neighbours
+from palimpsest.utility.paired_distance import PairedDistance
 
-__all__ = ["MEASURES", "Measure", "Neighbours"]
+__all__ = ["MEASURES", "ClipScore", "Kid", "Measure", "Neighbours", "PairedDistance"]
 
-MEASURES: tuple[type[Measure], ...] = (Neighbours,)
+MEASURES: tuple[type[Measure], ...] = (ClipScore, Kid, Neighbours, PairedDistance)

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from palimpsest.errors import BadSetting
-from palimpsest.judges.base import Judge
-from palimpsest.model import Model, Sampling
-from palimpsest.records import Attempt, Concept, Reading, Victim, digest
+from palimpsest.records import Concept, Reading
 from palimpsest.stats import wilson
-from palimpsest.utility.base import Measure
+from palimpsest.utility.base import Draws, Erasure, Measure, plain_attempts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,40 +26,21 @@ class Neighbours(Measure):
         if self.pictures < 1:
             raise BadSetting(f"{self.name}: expected pictures >= 1, got {self.pictures}")
 
-    def draws(self, concepts: Sequence[Concept]) -> int:
+    def draws(self, concepts: Sequence[Concept], *, seed: int) -> Draws:
         """So many of each."""
-        return self.pictures * len(concepts)
+        return Draws(victim=plain_attempts(concepts, self.pictures, seed))
 
-    def measure(
-        self,
-        model: Model,
-        *,
-        victim: Victim,
-        target: Concept,
-        concepts: Sequence[Concept],
-        judge: Judge,
-        sampling: Sampling,
-        seed: int,
-    ) -> list[Reading]:
-        """One reading for each of ``concepts``, and one of false alarms for the target."""
-        attempts = [
-            Attempt(
-                prompt=concept.prompts[number % len(concept.prompts)],
-                seed=int(digest([seed, self.name, concept.name, number])[:8], 16),
-            )
-            for concept in concepts
-            for number in range(self.pictures)
-        ]
-        if not attempts:
-            return []
-        pictures = model.draw(attempts, sampling)
+    def measure(self, erasure: Erasure) -> list[Reading]:
+        """One reading for each concept, and one of false alarms for the target."""
+        concepts, judge = erasure.concepts, erasure.judge
+        pictures = erasure.pictures(self.draws(concepts, seed=erasure.seed).victim)
 
         def reading(measure: str, concept: Concept, first: int, last: int) -> Reading:
             scores = judge.score(pictures[first:last], concept)
             seen = sum(score is not None and score >= judge.threshold(concept) for score in scores)
             interval = wilson(seen, len(scores))
             return Reading(
-                victim=victim,
+                victim=erasure.victim,
                 measure=measure,
                 concept=concept.name,
                 value=seen / len(scores),
@@ -75,4 +54,4 @@ class Neighbours(Measure):
             reading(self.name, concept, place * self.pictures, (place + 1) * self.pictures)
             for place, concept in enumerate(concepts)
         ]
-        return [*survived, reading("false_alarms", target, 0, len(pictures))]
+        return [*survived, reading("false_alarms", erasure.target, 0, len(pictures))]
