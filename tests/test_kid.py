@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from torchmetrics.image.kid import KernelInceptionDistance
 from transformers import AutoModel
 
 from measured import EACH, base, pixels, rendered, taken, wrecked
@@ -36,6 +37,24 @@ def test_it_is_the_estimator_and_its_error_the_jackknifes(same_prompt: bool, mon
     assert found.value == pytest.approx(by_hand(x, y, same_prompt))
     without = [by_hand(np.delete(x, i, 0), np.delete(y, i, 0), same_prompt) for i in range(9)]
     assert found.error == pytest.approx(np.sqrt(8 / 9 * np.sum((without - np.mean(without)) ** 2)))
+
+
+def test_with_the_papers_pairs_it_is_torchmetrics() -> None:
+    """Its class draws subsets from the global stream; one subset of everything leaves nothing to draw."""
+
+    class Given(torch.nn.Module):
+        """Hands on what are features already."""
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return features
+
+    random = np.random.default_rng(2)
+    x, y = random.normal(size=(12, 5)), random.normal(0.5, 1.2, size=(12, 5))
+    theirs = KernelInceptionDistance(feature=Given(), subsets=1, subset_size=12)
+    theirs.set_dtype(torch.float64)
+    theirs.update(torch.from_numpy(y), real=True)
+    theirs.update(torch.from_numpy(x), real=False)
+    assert kid(x, y, same_prompt=True).value == pytest.approx(float(theirs.compute()[0]))
 
 
 def samples(shift: float, times: int = 200, prompts: int = 20) -> list[tuple[np.ndarray, np.ndarray]]:
