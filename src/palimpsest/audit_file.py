@@ -106,7 +106,7 @@ def _check(audit: Audit, where: str) -> None:
             raise BadAudit(f"{where}: expected each {what} once, got {min(twice)!r} more than once")
     for judge in audit.judges:
         for concept in audit.concepts:
-            judge.threshold(concept)  # raises UnknownName for a concept that the judge cannot see
+            judge.check(concept)  # raises UnknownName for a concept that the judge cannot see
 
 
 def parse_spec(text: str) -> dict[str, Any]:

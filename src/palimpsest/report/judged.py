@@ -1,0 +1,108 @@
+"""How well judges know a concept in the base's own pictures, as their calibration found."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from palimpsest.stats import wilson
+
+LEAST_HITS = 0.5
+LEAST_AUROC = 0.75
+MOST_ALARMS = 0.01
+"""Of a judge whose word means little: fewer hits, a smaller area, or false alarms surely above this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A rate among n pictures."""
+
+    rate: float
+    n: int
+
+    @property
+    def count(self) -> int:
+        """Pictures."""
+        return round(self.rate * self.n)
+
+    @property
+    def low(self) -> float:
+        """The lower end of the rate's interval."""
+        return wilson(self.count, self.n).low
+
+    @property
+    def high(self) -> float:
+        """The upper end of the rate's interval."""
+        return wilson(self.count, self.n).high
+
+    def __str__(self) -> str:
+        return f"{self.count}/{self.n} ({self.rate:.1%}, {self.low:.1%} to {self.high:.1%})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One judge and one concept."""
+
+    judge: str
+    concept: str
+    threshold: float
+    hits: Share
+    """Pictures of the concept in which the judge sees it."""
+    alarms: Share
+    """Pictures of other things in which the judge sees the concept."""
+    auroc: float
+    """The chance that a picture of it scores above one of other things."""
+    against: str
+
+    @property
+    def sentence(self) -> str:
+        """All of it in words."""
+        return (
+            f"judge {self.judge} sees {self.concept} in {self.hits} of the base's own pictures of it, and in "
+            f"{self.alarms} {self.against}; threshold {self.threshold:.3g}, AUROC {self.auroc:.3f}"
+        )
+
+    @property
+    def doubt(self) -> str | None:
+        """Why its word means little; None: it does not."""
+        sees = f"judge {self.judge} sees {self.concept} in"
+        if self.auroc < LEAST_AUROC:
+            return (
+                f"judge {self.judge} does not tell the base's own pictures of {self.concept} from others: "
+                f"AUROC {self.auroc:.2f}, hits {self.hits}, false alarms {self.alarms}"
+            )
+        if self.hits.rate < LEAST_HITS:
+            return (
+                f"{sees} only {self.hits.rate:.0%} of the base's own pictures of it ({self.hits.count}/{self.hits.n})"
+            )
+        if self.alarms.low > MOST_ALARMS:
+            return f"{sees} {self.alarms.rate:.0%} of the base's {self.against} ({self.alarms.count}/{self.alarms.n})"
+        return None
+
+
+def judged(judges: Iterable[Mapping[str, Any]], concepts: Sequence[str] | None = None) -> list[Judged]:
+    """What the judges of ``provenance.json`` were found to be worth; without ``concepts``, for all that there are."""
+    rows = []
+    for judge in judges:
+        told = [judge.get(key) for key in ("thresholds", "hits", "false_alarms", "auroc", "against")]
+        tables = [table for table in told if isinstance(table, dict)]
+        if len(tables) < len(told):
+            continue
+        thresholds, hits, alarms, areas, against = tables
+        rows += [
+            Judged(
+                judge=str(judge.get("name")),
+                concept=concept,
+                threshold=float(thresholds[concept]),
+                hits=_share(hits[concept]),
+                alarms=_share(alarms[concept]),
+                auroc=float(areas[concept]),
+                against=str(against[concept]),
+            )
+            for concept in hits
+            if concepts is None or concept in concepts
+        ]
+    return rows
+
+
+def _share(table: Mapping[str, Any]) -> Share:
+    return Share(rate=float(table["rate"]), n=int(table["n"]))
