@@ -110,12 +110,14 @@ def test_the_error_is_counted_on_pictures_that_did_not_set_the_threshold() -> No
     assert (found.hits, found.false_alarms) == ((1, 3), (1, 2))
     assert found.auroc == auroc([0.2, 0.9, -1.0], [0.8, 0.1])
     better = made_up(CHOSEN, [0.9] * 6, [0.1] * 4)
+    assert (found.rule, better.rule) == ("none of 2 other pictures",) * 2
     assert (better.threshold, better.hits, better.false_alarms) == (found.threshold, (3, 3), (0, 2))
 
 
 def test_of_a_rule_that_was_set_the_error_is_counted_on_all_pictures() -> None:
     found = made_up(Hash(limit=0.75), [0.9, 0.2, 0.9, 0.9, 0.9, None], [0.1, 0.8, 0.1, 0.1])
     assert (found.threshold, found.hits, found.false_alarms) == (0.75, (4, 6), (1, 4))
+    assert found.rule == "as it was set"
 
 
 # what is drawn -------------------------------------------------------------------------------------------------------
@@ -283,6 +285,7 @@ def test_a_judge_that_tells_nothing_apart_is_said_so_loudly_and_one_that_does_is
     good = {
         "name": "j",
         "thresholds": {"church": 0.5},
+        "rules": {"church": "as it was set"},
         "hits": {"church": {"rate": 0.96, "n": 25}},
         "false_alarms": {"church": {"rate": 0.0, "n": 250}},
         "auroc": {"church": 0.999},

@@ -10,7 +10,8 @@ from PIL.Image import Image
 from palimpsest.judges.base import Judge
 from palimpsest.protocol import Audit, derived_seed
 from palimpsest.records import Attempt, Concept, Scored
-from palimpsest.stats import auroc, threshold, wilson
+from palimpsest.report.judged import AS_SET
+from palimpsest.stats import auroc, most_alarms, threshold, wilson
 
 NEUTRAL = (
     "a photo of a room",
@@ -63,15 +64,17 @@ class Calibration:
         """
         told = {source.name: self._told(source, known[self.key(source)]) for source in self.sources}
         if self.judge.uncalibrated:
-            accept = threshold(*self._classes({name: scores[0::2] for name, scores in told.items()}))
+            positives, negatives = self._classes({name: scores[0::2] for name, scores in told.items()})
+            accept, rule = threshold(positives, negatives), _rule(len(negatives))
             told = {name: scores[1::2] for name, scores in told.items()}
         else:
-            accept = self.judge.threshold(self.concept)
+            accept, rule = self.judge.threshold(self.concept), AS_SET
         positives, negatives = self._classes(told)
         return Measured(
             judge=self.judge.label,
             concept=self.concept.name,
             threshold=accept,
+            rule=rule,
             hits=Share(sum(score >= accept for score in positives), len(positives)),
             false_alarms=Share(sum(score >= accept for score in negatives), len(negatives)),
             auroc=auroc(positives, negatives),
@@ -110,6 +113,8 @@ class Measured:
     judge: str
     concept: str
     threshold: float
+    rule: str
+    """What reached it among the pictures on which it was chosen; ``AS_SET``."""
     hits: Share
     false_alarms: Share
     auroc: float
@@ -170,6 +175,12 @@ def _named(concept: Concept, prompt: str) -> bool:
     return any(re.search(rf"\b{re.escape(name)}\b", prompt, re.IGNORECASE) for name in names)
 
 
+def _rule(negatives: int) -> str:
+    """What reaches a threshold that was chosen on so many pictures of other things."""
+    alarms = most_alarms(negatives)
+    return f"at most {alarms} of {negatives:,} other pictures" if alarms else f"none of {negatives:,} other pictures"
+
+
 def sources_left(asked: Sequence[Calibration], known: Sequence[Scored]) -> list[Source]:
     """The pictures that are still to be drawn."""
     done, left = _by_key(known), dict[str, Source]()
@@ -225,6 +236,7 @@ def _facts(found: Sequence[Measured]) -> dict[str, Any]:
         return {}
     return {
         "thresholds": {one.concept: one.threshold for one in found},
+        "rules": {one.concept: one.rule for one in found},
         "hits": {one.concept: one.hits.table for one in found},
         "false_alarms": {one.concept: one.false_alarms.table for one in found},
         "auroc": {one.concept: one.auroc for one in found},

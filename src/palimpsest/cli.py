@@ -321,7 +321,10 @@ def calibrate(
     rows = judged(judges)
     console.print(judges_table(rows))
     for row in rows:
-        _say(row.sentence if row.doubt is None else f"Warning: {row.doubt}.")
+        _say(f"{row.concept} against {row.against}; threshold {row.reached}.")
+    for row in rows:
+        if row.doubt:
+            _say(f"Warning: {row.doubt}.")
 
 
 @app.command()

@@ -76,16 +76,21 @@ def auroc(positives: Sequence[float], negatives: Sequence[float]) -> float:
 
 
 def threshold(positives: Sequence[float], negatives: Sequence[float], *, most: float = 0.001) -> float:
-    """The smallest threshold that at most the share ``most`` of the negatives reach, with a margin.
+    """The smallest threshold that at most ``most_alarms`` of the negatives reach, with a margin.
 
-    Among fewer than 1 / ``most`` negatives that is none of them. The margin is half the way to the next positive above;
-    where there is none, nothing that was given reaches the threshold.
+    The margin is half the way to the next positive above; where there is none, nothing that was given reaches the
+    threshold.
     """
     if not negatives:
         raise ValueError("expected scores of negatives, got none")
-    edge = sorted(negatives, reverse=True)[int(most * len(negatives))]
+    edge = sorted(negatives, reverse=True)[most_alarms(len(negatives), most)]
     above = min((score for score in positives if score > edge), default=edge)
     return max((edge + above) / 2, nextafter(edge, inf))
+
+
+def most_alarms(n: int, most: float = 0.001) -> int:
+    """How many of n negatives may reach a threshold: the share ``most``, so among fewer than 1 / ``most`` none."""
+    return int(most * n)
 
 
 def success_curve(won_at: Sequence[float | None]) -> list[Step]:

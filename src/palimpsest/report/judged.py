@@ -11,6 +11,9 @@ LEAST_AUROC = 0.75
 MOST_ALARMS = 0.01
 """Of a judge whose word means little: fewer hits, a smaller area, or false alarms surely above this."""
 
+AS_SET = "as it was set"
+"""The rule of a judge whose settings say what counts as shown."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
@@ -45,6 +48,8 @@ class Judged:
     judge: str
     concept: str
     threshold: float
+    rule: str
+    """What reached it among the pictures on which it was chosen; ``AS_SET``."""
     hits: Share
     """Pictures of the concept in which the judge sees it."""
     alarms: Share
@@ -54,11 +59,16 @@ class Judged:
     against: str
 
     @property
+    def reached(self) -> str:
+        """How the threshold was chosen."""
+        return self.rule if self.rule == AS_SET else f"reached by {self.rule} on which it was chosen"
+
+    @property
     def sentence(self) -> str:
         """All of it in words."""
         return (
             f"judge {self.judge} sees {self.concept} in {self.hits} of the base's own pictures of it, and in "
-            f"{self.alarms} {self.against}; threshold {self.threshold:.3g}, AUROC {self.auroc:.3f}"
+            f"{self.alarms} of others; threshold {self.threshold:.3g} ({self.reached}), AUROC {self.auroc:.3f}"
         )
 
     @property
@@ -83,23 +93,24 @@ def judged(judges: Iterable[Mapping[str, Any]], concepts: Sequence[str] | None =
     """What the judges of ``provenance.json`` were found to be worth; without ``concepts``, for all that there are."""
     rows = []
     for judge in judges:
-        told = [judge.get(key) for key in ("thresholds", "hits", "false_alarms", "auroc", "against")]
+        told = [judge.get(key) for key in ("thresholds", "rules", "hits", "false_alarms", "auroc", "against")]
         tables = [table for table in told if isinstance(table, dict)]
         if len(tables) < len(told):
             continue
-        thresholds, hits, alarms, areas, against = tables
+        thresholds, rules, hits, alarms, areas, against = tables
         rows += [
             Judged(
                 judge=str(judge.get("name")),
                 concept=concept,
                 threshold=float(thresholds[concept]),
+                rule=str(rules[concept]),
                 hits=_share(hits[concept]),
                 alarms=_share(alarms[concept]),
                 auroc=float(areas[concept]),
                 against=str(against[concept]),
             )
             for concept in hits
-            if concepts is None or concept in concepts
+            if all(concept in table for table in tables) and (concepts is None or concept in concepts)
         ]
     return rows
 

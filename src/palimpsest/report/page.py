@@ -213,7 +213,7 @@ def _calibration(found: Judged, *, chief: bool) -> dict[str, Any]:
         "threshold": f"{found.threshold:.3g}",
         "hits": str(found.hits),
         "alarms": str(found.alarms),
-        "source": f"the base's {found.against}; AUROC {found.auroc:.3f}",
+        "source": f"the base's {found.against}; AUROC {found.auroc:.3f}; threshold {found.reached}",
     }
 
 
