@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from palimpsest.errors import BadSetting
 from palimpsest.judges.base import Judge, check_calibration, missing
@@ -54,7 +54,9 @@ class Clip(Judge):
 
     def check(self, concept: Concept) -> None:
         """Any CLIP knows any name; opens it, so that an audit without one ends before it begins."""
-        self._texts([concept.labels.get(self.name, concept.name)])
+        opened(self.name, CLIPModel, self.model)
+        for part in (AutoTokenizer, AutoImageProcessor):
+            preprocessing(self.name, part, self.model)
 
     def draws(self) -> int:
         """``calibration``."""
