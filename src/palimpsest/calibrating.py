@@ -94,16 +94,16 @@ class Calibration:
 
 
 class Share(NamedTuple):
-    """So many of n pictures."""
+    """In how many of n pictures a judge saw the concept."""
 
-    count: int
+    seen: int
     n: int
 
     @property
     def table(self) -> dict[str, float]:
         """As ``provenance.json`` holds it, with its Wilson 95 % interval."""
-        low, high = wilson(self.count, self.n)
-        return {"rate": self.count / self.n, "n": self.n, "low": low, "high": high}
+        low, high = wilson(self.seen, self.n)
+        return {"rate": self.seen / self.n, "n": self.n, "low": low, "high": high}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ class Run:
         console = console or Console()
         found = self.summary()
         concepts = sorted({cell["concept"] for cell in found["cells"]})
-        if rows := judged(found["provenance"].get("judges", []), concepts):
+        if rows := judged(found["provenance"].get("judges") or [], concepts):
             console.print(judges_table(rows))
         console.print(_attacks(found["cells"]))
         if found["utility"]:
