@@ -27,8 +27,9 @@ from palimpsest.calibrating import (
 )
 from palimpsest.cli import app
 from palimpsest.concept_file import find_concept
+from palimpsest.display import Display
 from palimpsest.errors import BadRun
-from palimpsest.forecast import forecast
+from palimpsest.forecast import Forecast, forecast
 from palimpsest.jobs import jobs
 from palimpsest.judges import JUDGES, Clip, ImageClassifier, Miniature
 from palimpsest.judges.base import Judge
@@ -270,11 +271,14 @@ class Blind(Chosen):
 
 
 def test_a_judge_that_tells_nothing_apart_is_said_so_loudly_and_one_that_does_is_not(tmp_path: Path) -> None:
-    says: list[str] = []
-    run(tmp_path, audit(judges=[Blind(knows=CHOSEN.knows)]), watch=lambda event: says.extend(event.says))
+    planned, written = audit(judges=[Blind(knows=CHOSEN.knows)]), StringIO()
+    expected = Forecast(goals=4, looks=4, pictures=18, passes=100, passes_per_second=1, erasing=0, bytes=0)
+    display = Display(Console(file=written), planned, tiny_model(), jobs(planned), expected)
+    run(tmp_path, planned, watch=display.watch)
     label = Blind(knows=CHOSEN.knows).label
     warning = f"udge {label} does not tell the base's own pictures of church from others: AUROC 0.50, hits 0/3"
-    assert len(says) == 2 and says[1].startswith(f"Warning: j{warning}")
+    said = written.getvalue()
+    assert 0 < said.index(f"Warning: j{warning}") < said.index("church · dampen")
     Run(tmp_path).write_report()
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert f"J{warning}" in text and "does not tell the base" in page
