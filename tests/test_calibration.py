@@ -298,7 +298,10 @@ def test_a_judge_that_tells_nothing_apart_is_said_so_loudly_and_one_that_does_is
     for change, doubt in (
         ({}, None),
         ({"hits": {"church": {"rate": 0.4, "n": 25}}}, "in only 40% of the base's own pictures of it (10/25)"),
-        ({"false_alarms": {"church": {"rate": 0.2, "n": 250}}}, "in 20% of the base's pictures of fish (50/250)"),
+        (
+            {"false_alarms": {"church": {"rate": 0.2, "n": 250}}},
+            "in 20% of the base's pictures of other things (50/250)",
+        ),
         ({"false_alarms": {"church": {"rate": 0.02, "n": 50}}}, None),  # one picture proves nothing
         ({"auroc": {"church": 0.6}}, "does not tell"),
     ):

@@ -74,18 +74,16 @@ class Judged:
     @property
     def doubt(self) -> str | None:
         """Why its word means little; None: it does not."""
-        sees = f"judge {self.judge} sees {self.concept} in"
+        sees, hits, alarms = f"judge {self.judge} sees {self.concept} in", self.hits, self.alarms
         if self.auroc < LEAST_AUROC:
             return (
                 f"judge {self.judge} does not tell the base's own pictures of {self.concept} from others: "
-                f"AUROC {self.auroc:.2f}, hits {self.hits}, false alarms {self.alarms}"
+                f"AUROC {self.auroc:.2f}, hits {hits}, false alarms {alarms}"
             )
-        if self.hits.rate < LEAST_HITS:
-            return (
-                f"{sees} only {self.hits.rate:.0%} of the base's own pictures of it ({self.hits.count}/{self.hits.n})"
-            )
-        if self.alarms.low > MOST_ALARMS:
-            return f"{sees} {self.alarms.rate:.0%} of the base's {self.against} ({self.alarms.count}/{self.alarms.n})"
+        if hits.rate < LEAST_HITS:
+            return f"{sees} only {hits.rate:.0%} of the base's own pictures of it ({hits.count}/{hits.n})"
+        if alarms.low > MOST_ALARMS:
+            return f"{sees} {alarms.rate:.0%} of the base's pictures of other things ({alarms.count}/{alarms.n})"
         return None
 
 
