@@ -13,13 +13,17 @@ from pathlib import Path
 import torch
 
 import palimpsest.protocol
-from scripted import FISH, Dampen, Follow, Seeds, audit, run
+from scripted import FISH, Chosen, Dampen, Follow, Seeds, audit, run
 
 
 def work(folder: Path, goals: int) -> None:
     palimpsest.protocol.shipped_concepts = lambda: {"fish": FISH}  # type: ignore[assignment]
     attacks = ["direct", Seeds(), Follow()]
-    run(folder, audit(attacks=attacks, goals=goals, measures=["neighbours"], erasers=[Dampen()], keep="all"))
+    judges = [Chosen(pictures=20)]
+    planned = audit(
+        attacks=attacks, goals=goals, measures=["neighbours"], erasers=[Dampen()], keep="all", judges=judges
+    )
+    run(folder, planned)
 
 
 def started(folder: Path, goals: int) -> int:

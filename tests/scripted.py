@@ -14,7 +14,7 @@ from palimpsest.attacks.base import Attack, Case, Need, Search, ask, look
 from palimpsest.audit_file import make_audit
 from palimpsest.erasers.base import Eraser
 from palimpsest.errors import unknown
-from palimpsest.judges.base import Judge
+from palimpsest.judges.base import Judge, missing
 from palimpsest.model import Model, Probe
 from palimpsest.protocol import Audit
 from palimpsest.records import Attempt, Concept, Trial
@@ -45,6 +45,27 @@ class Hash(Judge):
         if concept.name not in self.knows:
             raise unknown("label", concept.name, self.knows)
         return self.limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen(Hash):
+    """The same, with a threshold that is chosen on pictures of the base."""
+
+    name = "chosen"
+    pictures: int = 6
+
+    def check(self, concept: Concept) -> None:
+        super().threshold(concept)
+
+    def draws(self) -> int:
+        return self.pictures
+
+    @property
+    def uncalibrated(self) -> bool:
+        return True
+
+    def threshold(self, concept: Concept) -> float:
+        raise missing(self.label, concept)
 
 
 @dataclass(frozen=True, kw_only=True)

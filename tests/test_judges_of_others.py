@@ -60,7 +60,7 @@ def pictures(*names: str, each: int = 12) -> list[Image.Image]:
 
 
 def test_clip_tells_the_concept_from_its_neighbours(clip: str) -> None:
-    judge = Clip(model=clip)
+    judge = Clip(model=clip, accept=0.5)
     shown, others = (np.array(judge.score(some, CHURCH)) for some in (pictures("church"), pictures(*OTHERS)))
     assert (shown >= judge.threshold(CHURCH)).mean() >= 0.9
     assert (others >= judge.threshold(CHURCH)).mean() <= 0.1
@@ -83,7 +83,7 @@ def test_clips_score_is_the_papers_softmax(clip: str) -> None:
 
 def test_a_score_does_not_hang_on_the_pictures_beside_it(clip: str, classifier: str) -> None:
     some = pictures("church", "fish", each=10)
-    for judge in (Clip(model=clip), ImageClassifier(model=classifier)):
+    for judge in (Clip(model=clip), ImageClassifier(model=classifier, accept=0.5)):
         together = judge.score(some, CHURCH)
         assert together == [judge.score([picture], CHURCH)[0] for picture in some]
         assert judge.score([], CHURCH) == []
@@ -126,13 +126,43 @@ def test_an_audit_takes_them(clip: str, classifier: str) -> None:
     [
         (Clip, {"template": "a photo"}, "expected a template with one {}"),
         (Clip, {"accept": 0.0}, "expected 0 < accept <= 1, got 0.0"),
+        (Clip, {"calibration": 0}, "expected calibration >= 4, or accept to be set, got 0"),
+        (Clip, {"calibration": 3}, "expected calibration >= 4, or accept to be set, got 3"),
+        (Clip, {"accept": 0.5, "calibration": -1}, "expected calibration >= 0, got -1"),
         (ImageClassifier, {"accept": 2.0}, "expected 0 < accept <= 1, got 2.0"),
-        (ImageClassifier, {"top": 0}, "expected top >= 1, got 0"),
+        (ImageClassifier, {"top": -1}, "expected top >= 0, got -1"),
+        (ImageClassifier, {"top": 5, "accept": 0.5}, "expected accept or top, got both: 0.5, 5"),
+        (ImageClassifier, {"top": 0, "calibration": 0}, "expected calibration >= 4, or accept or top to be set, got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(kind: type, changes: dict, message: str) -> None:
     with pytest.raises(BadSetting, match=message):
         kind(model="x", **changes)
+
+
+def test_the_rule_is_the_users_or_the_papers_or_chosen_on_the_bases_pictures(classifier: str) -> None:
+    some = pictures("church", "fish", each=4)
+    papers, own = ImageClassifier(model=classifier), ImageClassifier(model=classifier, accept=0.2)
+    assert (papers.top, papers.uncalibrated, own.uncalibrated) == (1, False, False)
+    assert set(papers.score(some, CHURCH)) <= {0.0, 1.0} and papers.threshold(CHURCH) == 0.5
+    assert not set(own.score(some, CHURCH)) <= {0.0, 1.0} and own.threshold(CHURCH) == 0.2
+    for judge in (ImageClassifier(model=classifier, top=0), Clip(model="x")):
+        assert judge.uncalibrated
+        with pytest.raises(BadSetting, match="expected to be calibrated for 'church' first"):
+            judge.threshold(CHURCH)
+        chosen = judge.calibrated({"church": 0.7})
+        assert (chosen.threshold(CHURCH), chosen.label, chosen.spec) == (0.7, judge.label, judge.spec)
+        with pytest.raises(BadSetting, match="expected to be calibrated for 'fish' first"):
+            chosen.threshold(find_concept("fish"))
+    probability = ImageClassifier(model=classifier, top=0).calibrated({"church": 0.7})
+    assert probability.score(some, CHURCH) == own.score(some, CHURCH)
+    with pytest.raises(UnknownName, match="no label of the judge 'image_classifier' called 'zebra'"):
+        probability.check(replace(CHURCH, name="zebra"))
+
+
+def test_an_audit_without_the_clip_ends_before_it_begins(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match="expected a model of transformers, got"):
+        make_audit({"concepts": ["church"], "erasers": ["uce"], "judges": [f"clip:model={tmp_path / 'none'}"]})
 
 
 def test_no_model_and_no_processor(tmp_path: Path) -> None:

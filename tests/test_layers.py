@@ -18,7 +18,7 @@ ORDER = (
     ("audit_file", "provenance"),
     ("store",),
     ("jobs",),
-    ("erasing", "searching"),
+    ("erasing", "searching", "calibrating"),
     ("forecast", "runner"),
     ("run", "display", "miniature"),
     ("auditing", "catalogue", "doctor"),

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -471,7 +472,12 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path, kill
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["killed"] * kills + ["finished", "finished"]
     assert trials(tmp_path / "killed") == trials(tmp_path / "whole")
-    assert (tmp_path / "killed" / "readings.jsonl").read_text() == (tmp_path / "whole" / "readings.jsonl").read_text()
+    for name in ("readings.jsonl", "calibration.jsonl"):
+        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    described = [
+        json.loads((tmp_path / name / "provenance.json").read_text())["judges"] for name in ("killed", "whole")
+    ]
+    assert described[0] == described[1] and described[0][0]["hits"]
 
 
 def test_judges_are_shown_full_batches_of_one_concept(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def _check(audit: Audit, where: str) -> None:
             raise BadAudit(f"{where}: expected each {what} once, got {min(twice)!r} more than once")
     for judge in audit.judges:
         for concept in audit.concepts:
-            judge.threshold(concept)  # raises UnknownName for a concept that the judge cannot see
+            judge.check(concept)  # raises UnknownName for a concept that the judge cannot see
     for measure in audit.measures:
         measure.check(audit.base)
 

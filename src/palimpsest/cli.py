@@ -282,6 +282,59 @@ def draw(
 
 
 @app.command()
+def calibrate(
+    judge: Annotated[list[str], typer.Option(help="NAME:SETTING=VALUE,..., as clip:model=FOLDER. Repeatable.")],
+    concept: Concepts,
+    base: Base = "miniature",
+    seed: Seed = 0,
+    scheduler: Annotated[str, typer.Option()] = "ddim",
+    steps: Annotated[int, typer.Option()] = 25,
+    guidance: Annotated[float, typer.Option()] = 7.5,
+    batch: Annotated[int | None, typer.Option(help="Samples per batch; the default suits the device.")] = None,
+    as_json: AsJson = False,
+    download: Download = False,
+) -> None:
+    """Say how well judges know concepts in a base's own pictures, as an audit does before it attacks."""
+    from palimpsest.audit_file import make_audit
+    from palimpsest.calibrating import calibrations, described, measured, scored, sources_left
+    from palimpsest.records import Scored
+    from palimpsest.report.judged import judged
+    from palimpsest.run import judges_table
+    from palimpsest.runner import open_base
+
+    planned = make_audit(
+        {
+            "base": base,
+            "concepts": concept,
+            "judges": judge,
+            "erasers": ["nothing"],
+            "attacks": ["direct"],
+            "measures": [],
+            "seed": seed,
+            "sampling": {"scheduler": scheduler, "steps": steps, "guidance": guidance},
+            **({} if batch is None else {"batch": batch}),
+        }
+    )
+    if idle := [one.label for one in planned.judges if not one.draws()]:
+        raise BadSetting(f"expected judges that are calibrated on pictures of the base, got {', '.join(idle)}")
+    model, asked = open_base(planned, download=download), calibrations(planned)
+    known: list[Scored] = []
+    for source in sources_left(asked, known):
+        known += scored(asked, source, model.draw(source.attempts, planned.sampling), known)
+    judges = described([{"name": one.label} for one in planned.judges], measured(asked, known))
+    if as_json:
+        _tell(judges)
+        return
+    rows = judged(judges)
+    console.print(judges_table(rows))
+    for row in rows:
+        _say(f"{row.concept} against {row.against}; threshold {row.reached}.")
+    for row in rows:
+        if row.doubt:
+            _say(f"Warning: {row.doubt}.")
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
     """Compute a run's report anew, and print its table."""
     from palimpsest.run import Run

@@ -55,6 +55,8 @@ class Display:
     def watch(self, event: Event) -> None:
         """Shows what has happened; where there is no terminal, one line for each piece of work."""
         what = f"{event.victim.concept} · {event.victim.eraser}"
+        for line in event.says:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         under_way = [pursuit for pursuit in event.live if not pursuit.ended]
         attacks = Counter(pursuit.attack.label for pursuit in under_way)
         doing = ", ".join(f"{attack} {count}" for attack, count in attacks.items()) or event.doing

@@ -8,6 +8,7 @@ import torch
 
 from palimpsest.attacks.base import Attack, Need
 from palimpsest.attacks.direct import Direct
+from palimpsest.calibrating import calibrations, sources_left
 from palimpsest.erasers.nothing import Nothing
 from palimpsest.erasing import is_at_hand
 from palimpsest.jobs import Job
@@ -27,7 +28,7 @@ class Forecast:
     goals: int
     looks: int
     pictures: int
-    """Drawn to measure utility, and as references for attacks."""
+    """Drawn to calibrate judges, to measure utility, and as references for attacks."""
     passes: int
     passes_per_second: float
     erasing: int
@@ -48,7 +49,9 @@ def forecast(
     goals = [(job, attack) for job in left for attack, _ in job.goals_left(store, job.attacks, job.victim)]
     looks = sum(most_looks(audit, attack) for _, attack in goals)
     referring = {job.concept.name: len(job.goals) for job, attack in goals if Need.REFERENCE in attack.needs}
-    pictures = _measured(audit, left, store) + sum(referring.values())
+    sources = sources_left(calibrations(audit), store.scored if store else []) if left else []
+    calibrating = sum(len(source.attempts) for source in sources)
+    pictures = calibrating + _measured(audit, left, store) + sum(referring.values())
     width, height = model.decode(torch.zeros(1, *model.latent_shape))[0].size
     kept = {"none": 0, "hits": 2 * len(goals), "all": looks}[audit.keep]
     erasing = [job for job in left if not is_at_hand(job, model, seed=audit.seed, store=store, retrain=retrain)]

@@ -113,7 +113,7 @@ class Audit:
 
     def _judged(self, concept: Concept) -> bool:
         try:
-            self.judges[0].threshold(concept)
+            self.judges[0].check(concept)
         except UnknownName:
             return False
         return True

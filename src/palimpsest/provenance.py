@@ -37,7 +37,9 @@ def provenance(audit: Audit) -> dict[str, Any]:
             {
                 "name": judge.label,
                 "chief": judge is audit.judges[0],
-                "thresholds": {concept.name: judge.threshold(concept) for concept in audit.concepts},
+                "thresholds": {}
+                if judge.uncalibrated
+                else {concept.name: judge.threshold(concept) for concept in audit.concepts},
             }
             for judge in audit.judges
         ],

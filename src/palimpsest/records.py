@@ -172,6 +172,20 @@ class Reading:
     """``share``: printed in per cent, and comparable with the base's as a share of it; ``number``: any other."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a judge said of pictures of the base that it is calibrated on."""
+
+    judge: str
+    """Label."""
+    concept: str
+    """The concept that was looked for."""
+    source: str
+    """What was drawn: a concept, this one or another, or prompts without it."""
+    scores: tuple[float | None, ...]
+    """Of each picture, in the order of drawing; None: could not tell."""
+
+
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)

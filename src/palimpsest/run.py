@@ -12,6 +12,7 @@ from rich.text import Text
 
 from palimpsest import report
 from palimpsest.report.export import frame
+from palimpsest.report.judged import Judged, judged
 from palimpsest.report.utility import number
 
 
@@ -38,9 +39,15 @@ class Run:
         return report.write(self.folder)
 
     def table(self, console: Console | None = None) -> None:
-        """Prints success rates by concept, eraser and attack, what the erasure cost, and the verdicts."""
+        """Prints success rates by concept, eraser and attack, what the erasure cost, and the verdicts.
+
+        Before them, where judges were calibrated on the base, what they are worth.
+        """
         console = console or Console()
         found = self.summary()
+        concepts = sorted({cell["concept"] for cell in found["cells"]})
+        if rows := judged(found["provenance"].get("judges") or [], concepts):
+            console.print(judges_table(rows))
         console.print(_attacks(found["cells"]))
         if found["utility"]:
             console.print(_utility(found["utility"]))
@@ -52,6 +59,25 @@ class Run:
             console.print(Text(f"Not measured: {missed['measure']}. {missed['why']}"))
         for verdict in found["verdicts"]:
             console.print(Text.assemble((f"{verdict['concept']}, {verdict['eraser']}: ", "bold"), verdict["sentence"]))
+
+
+def judges_table(rows: Iterable[Judged]) -> Table:
+    """What judges see in the base's own pictures, with 95 % intervals."""
+    table, rows = _table("What the judges see in the base's own pictures, and the rates' 95 % intervals"), list(rows)
+    for heading in ("judge", "concept"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("threshold", "of it", "interval", "of others", "interval", "AUROC"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    names = _short(row.judge for row in rows)
+    for row in rows:
+        shares = (
+            text
+            for share in (row.hits, row.alarms)
+            for text in (f"{share.count}/{share.n}", f"{share.low:.1%} - {share.high:.1%}")
+        )
+        words = (Text(names[row.judge]), Text(row.concept))
+        table.add_row(*words, f"{row.threshold:.3g}", *shares, f"{row.auroc:.3f}")
+    return table
 
 
 def _table(title: str) -> Table:

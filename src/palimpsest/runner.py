@@ -7,12 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from palimpsest.attacks.base import Attack, Case, Need
+from palimpsest.calibrating import calibrated, calibrations, described, measured, scored, sources_left
 from palimpsest.erasing import erased, is_at_hand, stream
 from palimpsest.jobs import Job, jobs, left_out, overrides
+from palimpsest.judges.base import Judge
 from palimpsest.model import Model, Text
 from palimpsest.protocol import Audit
 from palimpsest.pursuit import Pursuit
 from palimpsest.records import Attempt, Concept, Cost, Goal, Victim
+from palimpsest.report.judged import judged
 from palimpsest.searching import Searching
 from palimpsest.store import Store
 from palimpsest.utility.base import Drawn, Erasure
@@ -29,7 +32,9 @@ class Event:
     pictures: int = 0
     """Drawn in this batch."""
     aside: int = 0
-    """Pictures drawn for no search: to measure something, or as references."""
+    """Pictures drawn for no search: to calibrate judges, to measure something, or as references."""
+    says: tuple[str, ...] = ()
+    """Lines that should stay on the screen."""
 
 
 Watch = Callable[[Event], None]
@@ -57,6 +62,8 @@ class Runner:
     watch: Watch = field(default=lambda event: None)
     _references: dict[Goal, Tensor] = field(default_factory=dict)
     _drawn: Drawn = field(init=False)
+    _judges: tuple[Judge, ...] = ()
+    """With their thresholds."""
 
     def __post_init__(self) -> None:
         self._drawn = Drawn(self.audit.sampling)
@@ -73,9 +80,30 @@ class Runner:
             }
         )
         self.store.note({"left_out": {measure.label: why for measure, why in left_out(self.audit)}})
+        self._judges = self._calibrated()
         for job in jobs(self.audit):
             if not job.is_done(self.store):
                 self._do(job)
+
+    def _calibrated(self) -> tuple[Judge, ...]:
+        """The judges; those that need it are first shown the base's own pictures."""
+        asked = calibrations(self.audit)
+        if not asked:
+            return self.audit.judges
+        for source in sources_left(asked, self.store.scored):
+            victim = Victim(base=self.audit.base, concept=source.name, eraser="nothing")
+            self.watch(Event(victim=victim, doing="calibrating judges"))
+            pictures = self.base.draw(source.attempts, self.audit.sampling)
+            self.store.add_scored(scored(asked, source, pictures, self.store.scored))
+            self.watch(Event(victim=victim, doing="calibrating judges", aside=len(pictures)))
+        found = measured(asked, self.store.scored)
+        judges = described(self.store.provenance["judges"], found)
+        self.store.note({"judges": judges})
+        rows = judged(judges, [concept.name for concept in self.audit.concepts])
+        says = [*(row.sentence for row in rows), *(f"Warning: {row.doubt}." for row in rows if row.doubt)]
+        victim = Victim(base=self.audit.base, concept=self.audit.concepts[0].name, eraser="nothing")
+        self.watch(Event(victim=victim, doing="judges are calibrated", says=tuple(says)))
+        return calibrated(self.audit.judges, found)
 
     def _do(self, job: Job) -> None:
         model = self._erased(job)
@@ -91,7 +119,7 @@ class Runner:
             victim=victim,
             target=job.concept,
             concepts=job.retained,
-            judge=self.audit.judges[0],
+            judge=self._judges[0],
             model=model,
             base=self.base,
             drawn=self._drawn,
@@ -149,7 +177,7 @@ class Runner:
             model=model,
             base=self.base,
             concept=job.concept,
-            judges=self.audit.judges,
+            judges=self._judges,
             sampling=self.audit.sampling,
             keep=self.audit.keep,
             store=self.store,

@@ -1,7 +1,8 @@
 """Rates, intervals and comparisons: numbers in, numbers out."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from math import sqrt
+from math import inf, nextafter, sqrt
 from typing import NamedTuple
 
 # scipy.stats has the same tests ready made, and takes most of a second to import: too long for a report on the screen.
@@ -63,6 +64,33 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted
+
+
+def auroc(positives: Sequence[float], negatives: Sequence[float]) -> float:
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties counted half."""
+    if not positives or not negatives:
+        raise ValueError(f"expected scores of both classes, got {len(positives)} and {len(negatives)}")
+    ranked = sorted(negatives)
+    beaten = sum(bisect_left(ranked, score) + bisect_right(ranked, score) for score in positives)
+    return beaten / (2 * len(positives) * len(negatives))
+
+
+def threshold(positives: Sequence[float], negatives: Sequence[float], *, most: float = 0.001) -> float:
+    """The smallest threshold that at most ``most_alarms`` of the negatives reach, with a margin.
+
+    The margin is half the way to the next positive above; where there is none, nothing that was given reaches the
+    threshold.
+    """
+    if not negatives:
+        raise ValueError("expected scores of negatives, got none")
+    edge = sorted(negatives, reverse=True)[most_alarms(len(negatives), most)]
+    above = min((score for score in positives if score > edge), default=edge)
+    return max((edge + above) / 2, nextafter(edge, inf))
+
+
+def most_alarms(n: int, most: float = 0.001) -> int:
+    """How many of n negatives may reach a threshold: the share ``most``, so among fewer than 1 / ``most`` none."""
+    return int(most * n)
 
 
 def success_curve(won_at: Sequence[float | None]) -> list[Step]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from palimpsest.errors import BadRun
 from palimpsest.protocol import Audit
 from palimpsest.provenance import provenance
-from palimpsest.records import Goal, Reading, Trial, Victim
+from palimpsest.records import Goal, Reading, Scored, Trial, Victim
 
 RecordT = TypeVar("RecordT")
 
@@ -53,6 +53,7 @@ class Store:
         self.folder = folder
         self._finished: set[Key] = set()
         self.readings: list[Reading] = []
+        self.scored: list[Scored] = []
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if not self._provenance_path.exists() and (strange := self._strange()):
@@ -79,8 +80,9 @@ class Store:
         ended = {_key(trial) for trial in trials if trial.end is not None}
         whole = [trial for trial in trials if _key(trial) in ended]
         self.readings = _read(self._readings_path, Reading)
+        self.scored = _read(self._scored_path, Scored)
         if self.provenance.get("protocol") != audit.protocol:
-            if whole or self.readings:
+            if whole or self.readings or self.scored:
                 raise BadRun(f"{self.folder} holds another audit: choose another folder, or delete this one")
             self._write(self._provenance_path, _json(provenance(audit)))
             self._write(self.folder / "audit.toml", audit.toml().encode())
@@ -99,6 +101,10 @@ class Store:
     @property
     def _readings_path(self) -> Path:
         return self.folder / "readings.jsonl"
+
+    @property
+    def _scored_path(self) -> Path:
+        return self.folder / "calibration.jsonl"
 
     @property
     def _provenance_path(self) -> Path:
@@ -159,6 +165,12 @@ class Store:
         together = [*self.readings, *readings]
         self._write(self._readings_path, b"".join(_line(reading) for reading in together))
         self.readings = together
+
+    def add_scored(self, scored: Sequence[Scored]) -> None:
+        """Writes down what the judges said of pictures that they are calibrated on."""
+        together = [*self.scored, *scored]
+        self._write(self._scored_path, b"".join(_line(one) for one in together))
+        self.scored = together
 
     # pictures, tensors, weights
 
@@ -231,10 +243,10 @@ def _key(trial: Trial) -> Key:
     return Key.of(trial.victim, trial.attack, trial.goal)
 
 
-_TYPES: dict[type, TypeAdapter[Any]] = {record: TypeAdapter(record) for record in (Trial, Reading)}
+_TYPES: dict[type, TypeAdapter[Any]] = {record: TypeAdapter(record) for record in (Trial, Reading, Scored)}
 
 
-def _line(record: Trial | Reading) -> bytes:
+def _line(record: Trial | Reading | Scored) -> bytes:
     return _TYPES[type(record)].dump_json(record) + b"\n"
 
 

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from palimpsest.errors import BadSetting
-from palimpsest.judges.base import Judge
+from palimpsest.judges.base import Judge, check_calibration, missing
 from palimpsest.judges.opening import in_batches, opened, preprocessing
 from palimpsest.records import Concept
 
@@ -24,8 +24,9 @@ class Clip(Judge):
 
         score = softmax_i(s t_i . v)_0
 
-    It is right less often than a trained classifier. How often it sees the concept in the base's own pictures of other
-    things stands in every report; look at that, and at the ceiling, before you trust its rates.
+    It is right less often than a trained classifier, and its scores have no natural threshold: before an audit attacks
+    it draws pictures by the base, and chooses the thresholds on one half of them. How often the judge is right in the
+    other half stands in every report; look at that, and at the ceiling, before you trust its rates.
     """
 
     name: ClassVar[str] = "clip"
@@ -38,15 +39,33 @@ class Clip(Judge):
     """What else a picture may show; none: the concept's neighbours."""
     nothing: str = "something else"
     """Fills the template for a picture of none of them."""
-    accept: float = 0.5
-    """The score from which the concept counts as shown."""
+    accept: float | None = None
+    """The score from which the concept counts as shown; None: chosen on pictures of the base."""
+    calibration: int = 50
+    """How many pictures of each concept it is calibrated on, or its error counted; 0: none, and ``accept`` decides."""
 
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
         if self.template.count("{}") != 1:
             raise BadSetting(f"{self.name}: expected a template with one {{}}, got {self.template!r}")
-        if not 0 < self.accept <= 1:
+        if self.accept is not None and not 0 < self.accept <= 1:
             raise BadSetting(f"{self.name}: expected 0 < accept <= 1, got {self.accept}")
+        check_calibration(self.name, self.calibration, self.uncalibrated, "accept")
+
+    def check(self, concept: Concept) -> None:
+        """Any CLIP knows any name; opens it, so that an audit without one ends before it begins."""
+        opened(self.name, CLIPModel, self.model)
+        for part in (AutoTokenizer, AutoImageProcessor):
+            preprocessing(self.name, part, self.model)
+
+    def draws(self) -> int:
+        """``calibration``."""
+        return self.calibration
+
+    @property
+    def uncalibrated(self) -> bool:
+        """Without ``accept``."""
+        return self.accept is None
 
     def score(self, pictures: Sequence[Image], concept: Concept) -> list[float | None]:
         """The concept's share of the softmax."""
@@ -65,6 +84,8 @@ class Clip(Judge):
 
     def threshold(self, concept: Concept) -> float:
         """``accept``."""
+        if self.accept is None:
+            raise missing(self.label, concept)
         return self.accept
 
     @property

@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 from palimpsest.report import sections
 from palimpsest.report.cells import attack_name, short_names
 from palimpsest.report.findings import Findings
+from palimpsest.report.judged import Judged, judged
 from palimpsest.report.ledger import BASE
 from palimpsest.report.utility import false_alarms, left_out
 from palimpsest.report.verdict import ENOUGH, ERASED, Verdict, p_value
@@ -131,7 +132,13 @@ def _notices(findings: Findings) -> list[str]:
             f"Too few goals to conclude: a verdict takes {ENOUGH} goals per concept. The figures show what was seen."
         )
     notices += [f"Not measured: {measure}. {why}" for measure, why in left_out(findings.run)]
-    return notices
+    doubts = [row.doubt for row in _calibrated(findings) if row.doubt]
+    return [*notices, *(f"{doubt[0].upper()}{doubt[1:]}." for doubt in doubts)]
+
+
+def _calibrated(findings: Findings) -> list[Judged]:
+    """What the judges' calibration found, for the concepts that were attacked."""
+    return judged(findings.run.judges, sorted({key.concept for key in findings.cells}))
 
 
 def _card(verdict: Verdict) -> dict[str, Any]:
@@ -172,12 +179,18 @@ def _card(verdict: Verdict) -> dict[str, Any]:
 
 def _judges(findings: Findings) -> list[dict[str, Any]]:
     rows = []
+    calibrated = {(row.judge, row.concept): row for row in _calibrated(findings)}
     for number, judge in enumerate(findings.run.judges or [{}]):
         thresholds = judge.get("thresholds")
         for concept in sorted({key.concept for key in findings.cells}):
             known = false_alarms(findings.run, concept) if number == 0 else None
             threshold = thresholds.get(concept) if isinstance(thresholds, dict) else None
-            if threshold is None and known is None:
+            found = calibrated.get((str(judge.get("name")), concept))
+            if found and not (known and known.measured):
+                known = None
+            if found:
+                rows.append(_calibration(found, chief=number == 0))
+            if known is None and (found or threshold is None):
                 continue
             rows.append(
                 {
@@ -185,11 +198,24 @@ def _judges(findings: Findings) -> list[dict[str, Any]]:
                     "chief": number == 0,
                     "concept": concept,
                     "threshold": "·" if threshold is None else f"{threshold:.3g}",
+                    "hits": "·",
                     "alarms": f"{known.rate:.2%}, at most {known.high:.2%}" if known else "·",
                     "source": known.source if known else "·",
                 }
             )
     return rows
+
+
+def _calibration(found: Judged, *, chief: bool) -> dict[str, Any]:
+    return {
+        "judge": found.judge,
+        "chief": chief,
+        "concept": found.concept,
+        "threshold": f"{found.threshold:.3g}",
+        "hits": str(found.hits),
+        "alarms": str(found.alarms),
+        "source": f"the base's {found.against}; AUROC {found.auroc:.3f}; threshold {found.reached}",
+    }
 
 
 def _provenance(findings: Findings) -> list[tuple[str, str]]:
