@@ -102,7 +102,7 @@ def test_every_key_that_does_not_fit_is_named(tmp_path, model, theirs):
     state |= {"one.too.many": torch.ones(1), "lora.up": torch.ones(1), KEY: torch.ones(2, 2)}
     state["conv_in.bias"] = torch.ones(16, dtype=torch.int8)
     state["conv_out.bias"] = torch.tensor([1.0, float("nan"), float("inf"), 0.0])
-    state["unet.conv_norm_out.bias"] = state["conv_norm_out.bias"]
+    state["unet.conv_norm_out.bias"] = state["conv_norm_out.bias"] + 1
     with pytest.raises(BadCheckpoint) as caught:
         load(write(tmp_path / "theirs.safetensors", state), model)
     message = str(caught.value)
@@ -113,7 +113,7 @@ def test_every_key_that_does_not_fit_is_named(tmp_path, model, theirs):
         "conv_in.weight (expected shape (16, 4, 3, 3), got (2, 2))",
         "conv_in.bias (expected floating point, got int8)",
         "conv_out.bias (2 of 4 numbers are NaN or infinite)",
-        "(a weight that another key names too)",
+        "(another key names the same weight, with other numbers)",
     ):
         assert fault in message
     assert "\n" not in message

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_kohya
-from peft import LoraConfig
+from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -154,8 +154,7 @@ def test_the_older_layouts_of_diffusers(tmp_path, model):
         (lambda s: {k: v for k, v in s.items() if "lora_A" in k}, "expected two matrices, got down alone"),
         (lambda s: {k: v[:, :-1].clone() for k, v in s.items()}, "expected matrices for"),
         (lambda s: {k: v * torch.nan for k, v in s.items()}, "expected finite"),
-        (lambda s: s | {"unet.conv_in.lora_magnitude_vector": torch.ones(1)}, "no low-rank matrix"),
-        (lambda s: s | {"unet.conv_in.hada_w1_a": torch.ones(1)}, "no low-rank matrix"),
+        (lambda s: s | {"unet.conv_in.lora_B.bias": torch.ones(1)}, "unet.conv_in.lora_B.bias .no low-rank matrix"),
     ],
 )
 def test_every_key_of_a_lora_that_does_not_fit_is_named(tmp_path, model, tuned, mutate, message):
@@ -165,12 +164,108 @@ def test_every_key_of_a_lora_that_does_not_fit_is_named(tmp_path, model, tuned, 
         load(tmp_path / "x.safetensors", model)
 
 
-@pytest.mark.parametrize("told", [{"use_dora": True}, {"fan_in_fan_out": True}])
-def test_another_kind_of_adapter_is_refused(tmp_path, model, tuned, told):
+@pytest.mark.parametrize(
+    "told", [{"use_dora": True}, {"fan_in_fan_out": True}, {"peft_type": "LOHA"}, {"init_lora_weights": "pissa"}]
+)
+def test_another_kind_of_adapter_is_refused_by_its_settings(tmp_path, model, tuned, told):
     save_file(get_peft_model_state_dict(tuned.unet), tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps(told))
-    with pytest.raises(BadCheckpoint, match=f"expected a plain LoRA, got one with {next(iter(told))}"):
+    with pytest.raises(BadCheckpoint, match=f"expected a plain LoRA, got one with {next(iter(told))} = "):
         load(tmp_path, model)
+
+
+def of_peft(config):
+    """The keys under which peft saves such an adapter of the denoiser."""
+    unet = tiny_pipeline().unet
+    inject_adapter_in_model(config, unet)
+    return get_peft_model_state_dict(unet)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("DoRA", lambda: of_peft(LoraConfig(r=2, use_dora=True, target_modules=["to_q"]))),
+        ("LoHa", lambda: of_peft(LoHaConfig(r=2, target_modules=["to_q"]))),
+        ("LoKr", lambda: of_peft(LoKrConfig(r=2, target_modules=["to_q"]))),
+        ("OFT", lambda: of_peft(OFTConfig(oft_block_size=4, target_modules=["to_q"]))),
+        ("IA3", lambda: of_peft(IA3Config(target_modules=["to_q"], feedforward_modules=[]))),
+        ("DoRA", lambda: {"lora_unet_conv_in.dora_scale": torch.ones(1)}),
+        ("LoHa", lambda: {"lora_unet_conv_in.hada_w1_a": torch.ones(1)}),
+        ("LoKr", lambda: {"lora_unet_conv_in.lokr_w1": torch.ones(1)}),
+        ("LoCon in Tucker's form", lambda: {"lora_unet_conv_in.lora_mid.weight": torch.ones(1)}),
+        ("full difference", lambda: {"lora_unet_conv_in.diff": torch.ones(1)}),
+    ],
+)
+def test_another_kind_of_adapter_is_called_by_its_name(tmp_path, model, tuned, kind, make):
+    """As the library itself saves it, alone and among plain ones."""
+    plain = {f"unet.{key}": value for key, value in get_peft_model_state_dict(tuned.unet).items()}
+    for number, state in enumerate((make(), plain | make())):
+        path = tmp_path / f"{number}.safetensors"
+        save_file({key: value.contiguous() for key, value in state.items()}, path)
+        with pytest.raises(BadCheckpoint, match=rf"expected a plain LoRA, got a {kind} \(\d+ keys, the first is "):
+            load(path, model)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "pytorch_lora_weights.bin"])
+def test_a_folder_of_a_lora_with_ranks_and_alphas_of_their_own(tmp_path, model, name):
+    """Against peft's own merging; what peft and diffusers wrote before safetensors."""
+    pipeline = tiny_pipeline()
+    ranks = {"rank_pattern": {"attn1.to_q": 5, "conv1": 2}, "alpha_pattern": {"attn2.to_q": 9.0, "conv1": 1.0}}
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=[*LINEARS, "conv1"], init_lora_weights=False, **ranks)
+    torch.manual_seed(7)
+    pipeline.unet.add_adapter(config, adapter_name="default")
+    state = get_peft_model_state_dict(pipeline.unet)
+    assert {len(value) for key, value in state.items() if "lora_A" in key} == {2, RANK, 5}
+    if name.startswith("adapter"):
+        torch.save(state, tmp_path / name)
+        pipeline.unet.peft_config["default"].save_pretrained(tmp_path)
+    else:
+        # It has no place for settings: alphas stand beside the matrices, as old diffusers' converters left them.
+        alphas = {"conv1": 1.0, "attn2.to_q": 9.0}
+        for key in [key for key in state if "lora_A" in key]:
+            layer = key.removesuffix(".lora_A.weight")
+            alpha = next((alpha for end, alpha in alphas.items() if layer.endswith(end)), ALPHA)
+            state[f"{layer}.alpha"] = torch.tensor(alpha)
+        torch.save({f"unet.{key}": value for key, value in state.items()}, tmp_path / name)
+    assert close(load(tmp_path, model), merged(pipeline))
+
+
+@pytest.mark.parametrize("counted", ["lora_te_", "lora_te1_"])
+def test_kohyas_text_encoder_and_convolutions(tmp_path, model, counted):
+    """A LoCon with a text encoder as kohya's scripts write it, against diffusers' own merging."""
+    random = torch.Generator().manual_seed(8)
+    state = {}
+    layers = {"unet.conv_in": (3, 3), "unet.down_blocks.0.resnets.0.conv2": (3, 3)}
+    layers |= {"unet.down_blocks.0.resnets.0.time_emb_proj": (), "unet.down_blocks.0.attentions.0.proj_in": (1, 1)}
+    layers |= {"text_encoder.encoder.layers.1.mlp.fc1": (), "text_encoder.encoder.layers.0.self_attn.out_proj": ()}
+    weights = model.weights()
+    for layer, window in layers.items():
+        out, into = weights[f"{layer}.weight"].shape[:2]
+        part, _, bare = layer.partition(".")
+        stem = f"lora_unet_{bare}" if part == "unet" else f"{counted}text_model_{bare}"
+        stem = stem.replace(".", "_")
+        state[f"{stem}.lora_down.weight"] = torch.randn(2, into, *window, generator=random)
+        state[f"{stem}.lora_up.weight"] = torch.randn(out, 2, *(1 for _ in window), generator=random)
+        state[f"{stem}.alpha"] = torch.tensor(1.0)
+    save_file(state, tmp_path / "kohya.safetensors")
+    found = difference(load(tmp_path / "kohya.safetensors", model), model)
+    assert set(found) == {f"{layer}.weight" for layer in layers}
+
+    theirs = tiny_pipeline()
+    theirs.load_lora_weights(load_file(tmp_path / "kohya.safetensors"))
+    theirs.fuse_lora()
+    for name, weight in found.items():
+        part, _, bare = name.partition(".")
+        layer = getattr(theirs, part).get_submodule(bare.removesuffix(".weight"))
+        assert torch.allclose(weight, layer.base_layer.weight, atol=1e-5), name
+
+
+def test_a_folder_of_both_a_pipeline_and_a_lora_is_neither(tmp_path, model, tuned):
+    tiny_pipeline(tmp_path)
+    save_file(get_peft_model_state_dict(tuned.unet), tmp_path / "adapter_model.safetensors")
+    with pytest.raises(BadCheckpoint, match="got a folder of both: name the LoRA's file"):
+        load(tmp_path, model)
+    assert difference(load(tmp_path / "adapter_model.safetensors", model), model)
 
 
 def compvis(state, model):

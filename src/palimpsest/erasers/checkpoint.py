@@ -1,61 +1,43 @@
 """A model that somebody else has erased."""
 
-import json
-import pickle
-import struct
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from palimpsest.erasers.base import Eraser
 from palimpsest.errors import BadCheckpoint, BadSetting
 from palimpsest.model import Model
-from palimpsest.model.layouts import from_compvis, from_low_rank, is_compvis, is_low_rank
+from palimpsest.model.layouts import from_compvis, from_low_rank, is_compvis, is_low_rank, refuse_other_adapters
+from palimpsest.model.loading import CLIP_BESIDE_TEXT, architecture, open_network
+from palimpsest.model.state_files import ENDINGS, adapter_in, read_settings, read_state
 from palimpsest.records import Concept
 
-PICKLED = (".pt", ".pth", ".bin", ".ckpt")
-ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
-"""peft's files in its folder."""
-METADATA = "lora_adapter_metadata"
-"""Where diffusers keeps a LoRA's settings in the header of its file."""
 PARTS = ("unet", "text_encoder")
-DAMAGED = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-"""What PyTorch raises on a file that is cut short or no PyTorch file at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Eraser):
     """Takes the erased weights from a file or folder, and nothing on trust.
 
-    ``path`` is a diffusers folder (the whole pipeline), or the state dict of a denoiser, a text encoder or both, in
-    safetensors or in PyTorch's format, read with ``weights_only=True``: no code in it is run. Keys are those of the
-    bare network, or begin with ``unet.`` or ``text_encoder.``; or those of a denoiser in CompVis' layout; or those of a
-    LoRA in the layout of peft (also its folder), diffusers or kohya, which is merged into the base. Every key must name
-    a weight of the base and have its shape; each one that does not is named. A part that the file has weights of must
-    be covered wholly, unless ``partial`` says that the file holds only what was changed: a lost weight would else pass
-    for an erased one. A LoRA is partial by its nature.
+    ``path`` is a folder of diffusers (the whole pipeline, or its denoiser or text encoder alone) or of transformers (a
+    CLIPTextModel, or a CLIPModel, of which the text half is taken), or the state dict of a denoiser, a text encoder or
+    both, in safetensors or in PyTorch's format, read with ``weights_only=True``: no code in it is run. Keys are those
+    of the bare network, or begin with ``unet.`` or ``text_encoder.``; or those of a denoiser in CompVis' layout; or
+    those of a text encoder as AdvUnlearn saves it; or those of a LoRA in the layout of peft, diffusers (each also in
+    its folder) or kohya, which is merged into the base. Every key must name a weight of the base and have its shape;
+    each one that does not is named. A part that the file has weights of must be covered wholly, unless ``partial`` says
+    that the file holds only what was changed: a lost weight would else pass for an erased one. A LoRA is partial by its
+    nature.
     """
 
     name = "checkpoint"
 
     path: str
-    """A diffusers folder, or a file: .safetensors, .pt, .pth, .bin, .ckpt."""
+    """A folder of diffusers, transformers or peft, or a file: .safetensors, .pt, .pth, .bin, .ckpt."""
     partial: bool = False
     """The file holds only the changed weights (as ESD and UCE save them); the base keeps the rest."""
 
@@ -63,21 +45,25 @@ class Checkpoint(Eraser):
         """Refuses a path at which nothing can be read, before any model is opened."""
         if not Path(self.path).exists():
             raise BadSetting(f"{self.name}: expected the path of a file or folder, got {self.path!r}: no such file")
-        if not Path(self.path).is_dir() and Path(self.path).suffix not in (".safetensors", *PICKLED):
-            endings = ", ".join((".safetensors", *PICKLED))
-            raise BadSetting(f"{self.name}: expected a folder or a file ending in {endings}, got {self.path!r}")
+        if not Path(self.path).is_dir() and Path(self.path).suffix not in ENDINGS:
+            raise BadSetting(
+                f"{self.name}: expected a folder or a file ending in {', '.join(ENDINGS)}, got {self.path!r}"
+            )
 
     def stages(
         self, model: Model, concepts: Sequence[Concept], *, random: torch.Generator
     ) -> Iterator[tuple[int, Model]]:
         """The erased model, in one stage."""
         path = Path(self.path)
-        if path.is_dir() and not (path / ADAPTER[0]).exists():
-            yield 1, _pipeline(path, model)
+        file = adapter_in(path) if path.is_dir() else path
+        if file is None:
+            yield 1, self._folder(path, model)
             return
-        file = path / ADAPTER[0] if path.is_dir() else path
+        if path.is_dir() and (path / "model_index.json").exists():
+            raise BadCheckpoint(f"{path}: expected a pipeline or a LoRA, got a folder of both: name the LoRA's file")
         state = read_state(file)
         try:
+            refuse_other_adapters(state)
             if is_low_rank(state):
                 fitting = from_low_rank(state, model, read_settings(file))
             else:
@@ -86,11 +72,27 @@ class Checkpoint(Eraser):
             raise BadCheckpoint(f"{self.path}: {error}") from None
         yield 1, model.with_weights(fitting)
 
+    def _folder(self, folder: Path, model: Model) -> Model:
+        """The model in a folder: a whole pipeline's, or the base with the one network that the folder holds."""
+        if (folder / "model_index.json").exists() or not (folder / "config.json").exists():
+            return _pipeline(folder, model)
+        part, network = open_network(folder, model.dtype)
+        theirs = architecture(part, network)
+        for fact, value in architecture(part, getattr(model, part)).items():
+            if theirs.get(fact) != value:
+                raise BadCheckpoint(f"{folder}: expected the base's {fact} {value}, got {theirs.get(fact)}")
+        state = {f"{part}.{name}": weight for name, weight in network.named_parameters()}
+        try:
+            return model.with_weights(self._fitting(state, model))
+        except BadCheckpoint as error:
+            raise BadCheckpoint(f"{folder}: {error}") from None
+
     def _fitting(self, state: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
         """The state by the model's own names; raises ``BadCheckpoint`` unless it fits."""
         weights = model.weights(rf"({'|'.join(PARTS)})\..*")
         names = {alias: name for name in weights for alias in _aliases(name)}
-        state = {key: tensor for key, tensor in state.items() if not _is_buffer(key, tensor, model)}
+        spare = CLIP_BESIDE_TEXT.fullmatch if any(key.startswith("text_model.") for key in state) else lambda _: None
+        state = {key: one for key, one in state.items() if not spare(key) and not _is_buffer(key, one, model)}
         strangers = [key for key in state if key not in names]
         if len(strangers) == len(state):
             raise BadCheckpoint(
@@ -101,7 +103,9 @@ class Checkpoint(Eraser):
         fitting: dict[str, Tensor] = {}
         for key in [key for key in state if key in names]:
             name = names[key]
-            fault = "a weight that another key names too" if name in fitting else _fault(state[key], weights[name])
+            fault = _fault(state[key], weights[name])
+            if name in fitting and not _same(state[key], fitting[name]):
+                fault = "another key names the same weight, with other numbers"
             faults |= {key: fault} if fault else {}
             fitting[name] = state[key]
         if faults:
@@ -122,64 +126,15 @@ class Checkpoint(Eraser):
             )
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """What peft wrote beside a LoRA in its folder, or diffusers into its file; empty where neither did.
-
-    Raises ``BadCheckpoint`` for a kind of adapter that is no plain LoRA.
-    """
-    told: Any = {}
-    try:
-        if path.name == ADAPTER[0] and (path.parent / ADAPTER[1]).exists():
-            told = json.loads((path.parent / ADAPTER[1]).read_text(encoding="utf-8"))
-        elif path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                told = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"settings of the LoRA that cannot be read ({_first_line(error)})") from None
-    if not isinstance(told, dict):
-        raise BadCheckpoint(f"expected the LoRA's settings as a table, got {type(told).__name__}")
-    for key, value in told.items():
-        if value and key.rpartition(".")[2] in ("use_dora", "fan_in_fan_out"):
-            raise BadCheckpoint(f"expected a plain LoRA, got one with {key}")
-    return told
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, without running anything that the file brings along."""
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise BadCheckpoint(f"{path}: not a whole safetensors file ({_first_line(error)})") from None
-    except pickle.UnpicklingError:
-        raise BadCheckpoint(
-            f"{path}: not a PyTorch file of tensors alone: damaged, or it holds objects whose opening could run code; "
-            "nothing was run; a state_dict() saved by itself would do"
-        ) from None
-    except DAMAGED as error:
-        raise BadCheckpoint(f"{path}: cannot be read as a PyTorch file ({_first_line(error)})") from None
-    if not isinstance(state, dict) or not state:
-        raise BadCheckpoint(f"{path}: expected a state dict (names and tensors), got {type(state).__name__}")
-    for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise BadCheckpoint(
-                f"{path}: expected a state dict (names and tensors), got {type(value).__name__} at {key!r}"
-            )
-    return state
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]
-
-
 def _aliases(name: str) -> list[str]:
-    """The keys that mean this weight: with its part's name before it or bare, and with CLIP's older prefix."""
+    """The keys that mean this weight: with its part's name before it or bare, and with CLIP's older prefix.
+
+    UnlearnDiffAtk and AdvUnlearn save the text encoder together with its three parts, one of them by another name.
+    """
     part, _, bare = name.partition(".")
     if part == "text_encoder":
         short = bare.removeprefix("text_model.")
-        bares = [short, f"text_model.{short}"]
+        bares = [short, f"text_model.{short}", re.sub(r"^embeddings\.", "embedding.", short)]
     else:
         bares = [bare]
     return [alias for bare in bares for alias in (bare, f"{part}.{bare}")]
@@ -192,6 +147,10 @@ def _is_buffer(key: str, tensor: Tensor, model: Model) -> bool:
         if key in _aliases(name):
             return tensor.shape == buffer.shape and bool((tensor == buffer.to(tensor.device)).all())
     return False
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _fault(tensor: Tensor, weight: Tensor) -> str:

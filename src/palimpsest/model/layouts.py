@@ -25,6 +25,19 @@ PATTERNS = (
 )
 
 
+OTHER_ADAPTERS = {
+    "DoRA": r"lora_magnitude_vector|dora_scale",
+    "LoHa": r"hada_\w+",
+    "LoKr": r"lokr_\w+",
+    "LoCon in Tucker's form": r"lora_mid",
+    "AdaLoRA": r"lora_E",
+    "OFT": r"b?oft_\w+",
+    "IA3": r"ia3_l|on_input",
+    "full difference": r"diff|diff_b",
+}
+"""How a key is called, at its end, by adapters that are no plain LoRA."""
+
+
 def is_compvis(state: Mapping[str, Tensor]) -> bool:
     """Whether these are the names of a denoiser as CompVis' latent diffusion calls it."""
     return any(key.removeprefix(COMPVIS).startswith(("input_blocks.", "output_blocks.")) for key in state)
@@ -58,13 +71,25 @@ def is_low_rank(state: Mapping[str, Tensor]) -> bool:
     return any(_place(key)[1] in ("down", "up") for key in state)
 
 
+def refuse_other_adapters(state: Mapping[str, Tensor]) -> None:
+    """Raises ``BadCheckpoint`` for adapters that change a weight otherwise than by adding a product of two matrices."""
+    for kind, words in OTHER_ADAPTERS.items():
+        known = re.compile(rf"(.+\.)?({words})(\.default)?(\.weight)?").fullmatch
+        if keys := [key for key in state if known(key)]:
+            raise BadCheckpoint(
+                f"expected a plain LoRA, got a {kind} ({len(keys)} keys, the first is {min(keys)}): "
+                "merge it into the model and give its folder"
+            )
+
+
 def from_low_rank(
     state: Mapping[str, Tensor], model: Network, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Tensor]:
     """W + (alpha / r) B A for every layer that a LoRA touches (Hu et al. 2021), by the model's names.
 
     Read are the layouts of peft, of diffusers (today's and the older ones of attention processors) and of kohya, whose
-    names are the base's with underscores. A is (r, in) or a convolution's (r, in, h, w), B (out, r) or (out, r, 1, 1).
+    names are the base's with underscores. A is (r, in) or a convolution's (r, in, h, w), B (out, r) or (out, r, 1, 1):
+    what others call LoCon.
     alpha stands beside the layer's matrices or in ``settings`` (peft's: ``lora_alpha``, ``alpha_pattern``,
     ``use_rslora``; diffusers writes the part's name before each); else it is r. Raises ``BadCheckpoint``, naming every
     key that does not fit.
@@ -151,7 +176,9 @@ def _layer_aliases(name: str) -> Iterator[str]:
     bares = [bare] if part == "unet" else [short, f"text_model.{short}"]
     for one in bares:
         yield from (one, f"{part}.{one}")
-        yield f"lora_{'unet' if part == 'unet' else 'te'}_{one.replace('.', '_')}"
+        # Some of kohya's scripts count the text encoders even where there is one.
+        for stem in ("unet",) if part == "unet" else ("te", "te1"):
+            yield f"lora_{stem}_{one.replace('.', '_')}"
 
 
 def _place(key: str) -> tuple[str, str]:

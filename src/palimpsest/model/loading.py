@@ -3,7 +3,7 @@
 import json
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +51,16 @@ STEMS = {
     "vae": ("diffusion_pytorch_model",),
     "text_encoder": ("model", "pytorch_model"),
 }
+ALONE: dict[str, str] = {
+    "UNet2DConditionModel": "unet",
+    "CLIPTextModel": "text_encoder",
+    "CLIPTextModelWithProjection": "text_encoder",
+    "CLIPModel": "text_encoder",
+}
+"""The part of a pipeline that a folder of one network holds, by the class that wrote it; of a CLIP its text half."""
+CLIP_BESIDE_TEXT = re.compile(r"(vision_model|visual_projection|text_projection|logit_scale)(\..+)?")
+"""What a CLIP holds beside the text encoder: Stable Diffusion has no use for it."""
+TEXT_FACTS = ("hidden_act", "num_attention_heads", "num_hidden_layers", "layer_norm_eps")
 READ_ERRORS = (
     OSError,
     EOFError,
@@ -177,6 +187,36 @@ def open_folder(folder: Path, dtype: torch.dtype) -> Parts:
     return Parts(**opened)
 
 
+@quiet()
+def open_network(folder: Path, dtype: torch.dtype) -> tuple[str, Any]:
+    """A network from a folder of its own, as diffusers or transformers write it, and which part of a pipeline it is.
+
+    Of a whole CLIP it is the text half. Raises ``BadModel`` for any other class, and for weights too few or too many.
+    """
+    _refuse_code(folder)
+    config = _json(folder / "config.json")
+    told = config if isinstance(config, dict) else {}
+    name = str(told.get("_class_name") or next(iter(told.get("architectures") or ()), None))
+    if name not in ALONE:
+        raise BadModel(f"expected a folder of {', '.join(ALONE)} or of a whole pipeline, got {name} in {folder}")
+    part = ALONE[name]
+    (network,) = ALLOWED[part].values()
+    with _reading(f"{part} of {folder}"):
+        return part, _network(network, part, folder, dtype)
+
+
+def architecture(part: str, network: Any) -> dict[str, Any]:
+    """What a network's config says of how it computes; two that differ in it mean other things by the same weights."""
+    if part == "text_encoder":
+        return {fact: getattr(network.config, fact) for fact in TEXT_FACTS}
+    told: Mapping[str, Any] = network.config
+    return {
+        fact: list(value) if isinstance(value, tuple) else value
+        for fact, value in told.items()
+        if not fact.startswith("_") and fact != "sample_size"
+    }
+
+
 def _json(path: Path) -> Any:
     with _reading(str(path)):
         return json.loads(path.read_text(encoding="utf-8"))
@@ -208,14 +248,15 @@ def _classes(folder: Path) -> dict[str, Any]:
 def _refuse_code(folder: Path) -> None:
     """Raises for anything through which a folder could have code run or other files read."""
     root = folder.resolve()
-    # The hub's cache keeps its files in a folder beside the snapshots and links to them.
-    within = root.parent.parent if root.parent.name == "snapshots" else root
+    # The hub's cache keeps its files in a folder beside the snapshots and links to them; one network may lie deeper.
+    above = next((parent for parent in root.parents[:2] if parent.name == "snapshots"), None)
+    within = above.parent if above else root
     for path in sorted(folder.rglob("*")):
         if not path.resolve().is_relative_to(within):
             raise BadModel(f"{path} leads out of the model's folder; it is not read")
         if path.suffix == ".py":
             raise BadModel(f"{path} is code; folders that bring their own code are refused")
-        if path.suffix == ".json" and path.parent.name in ALLOWED:
+        if path.suffix == ".json" and (path.parent.name in ALLOWED or path.parent == folder):
             content = _json(path)
             if isinstance(content, dict) and "auto_map" in content:
                 raise BadModel(f"{path} asks for code of its own (auto_map); such folders are refused")
@@ -247,6 +288,8 @@ def _network(network: Any, part: str, where: Path, dtype: torch.dtype) -> Any:
         ("has another shape for", "mismatched_keys"),
     ):
         names = [name if isinstance(name, str) else name[0] for name in info[key]]
+        if part == "text_encoder" and key == "unexpected_keys":
+            names = [name for name in names if not CLIP_BESIDE_TEXT.fullmatch(name)]
         if names:
             raise BadModel(f"{part} in {where.parent} {fault} {len(names)} of its weights, the first is {min(names)}")
     return loaded

@@ -190,14 +190,16 @@ class Network:
         return max(0, len(self.tokenizer(prompt, verbose=False).input_ids) - self.context)
 
     def text(self, ids: Sequence[int] | Tensor) -> str:
-        """The string that a user would type for these ids; special tokens are left out."""
+        """The string that a user would type for these ids, start and end left out.
+
+        Padding is a word like others where it is not the end: Stable Diffusion 2 pads with "!".
+        """
         added = set(self.tokenizer.get_added_vocab().values())
+        ends = {self.start_token, self.end_token}
         words: list[str] = []
         for alone, run in groupby((int(token) for token in ids), key=added.__contains__):
             if alone:
-                words += self.tokenizer.convert_ids_to_tokens(
-                    [token for token in run if token not in self.special_tokens]
-                )
+                words += self.tokenizer.convert_ids_to_tokens([token for token in run if token not in ends])
             else:
                 # A copied tokenizer forgets that the mark of a word's end is a space.
                 words.append(self.tokenizer.decode(list(run)).replace("</w>", " ").strip())
