@@ -54,6 +54,106 @@ def test_equals_the_released_procedure(shape):
     assert found.rounds == rounds > 3
 
 
+def pruned(values: np.ndarray, share: float = 0.03, seed: int = 2) -> np.ndarray:
+    """As Wanda prunes: the top of each row by size times a norm of the column, so that many columns are whole."""
+    score = np.abs(values) * np.exp(1.5 * np.random.default_rng(seed).normal(size=values.shape[1]))
+    return score >= np.sort(score, axis=1)[:, [-max(1, int(share * values.shape[1]))]]
+
+
+@pytest.mark.parametrize("shape", [(100, 260), (260, 100)])
+def test_equals_the_released_procedure_where_columns_are_whole(shape):
+    values = matrix(*sorted(shape), rank=8)
+    missing = pruned(values)
+    assert 0.1 < missing.any(0).mean() < 0.6
+    if shape[0] > shape[1]:
+        values, missing = values.T.copy(), missing.T.copy()
+    expected, rounds = released(values, missing)
+    found = complete(torch.tensor(values), torch.tensor(missing))
+    assert gap(found.matrix, expected) < 1e-9
+    assert found.rounds == rounds > 10
+
+
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24)])
+def test_the_papers_form_equals_its_equations_where_columns_are_whole(shape):
+    values = matrix(*sorted(shape))
+    missing = pruned(values)
+    if shape[0] > shape[1]:
+        values, missing = values.T, missing.T
+    filled = known = np.where(missing, 0, values)
+    cut = 0.05 * np.linalg.svd(known, compute_uv=False)[0]
+    for _ in range(7):
+        u, s, vt = np.linalg.svd(filled, full_matrices=False)
+        filled = np.where(missing, (u * np.maximum(s - cut, 0)) @ vt, known)
+    found = complete(torch.tensor(values), torch.tensor(missing), form="paper", lam=0.05, rounds=7, tolerance=0)
+    assert gap(found.matrix, filled) < 1e-9 and found.rounds == 7
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e5, 1e7, 1e9])
+def test_the_gram_matrix_loses_no_digits_that_matter(condition):
+    u, _, vt = np.linalg.svd(matrix(40, 100), full_matrices=False)
+    values = 100 * (u * np.geomspace(1, 1 / condition, 40)) @ vt
+    missing = pruned(values, share=0.02)
+    expected, rounds = released(values, missing)
+    found = complete(torch.tensor(values), torch.tensor(missing))
+    assert found.rounds == rounds
+    assert gap(found.matrix, expected) < 1e-6 * np.abs(values[missing]).mean()
+
+
+def test_single_precision_is_close():
+    values = matrix(60, 160)
+    missing = torch.tensor(pruned(values))
+    double, single = (complete(torch.tensor(values), missing, dtype=dtype) for dtype in (torch.float64, torch.float32))
+    assert single.matrix.dtype == torch.float32
+    assert 0 < (single.matrix.double() - double.matrix).abs()[missing].max() < 1e-4
+    assert (single.matrix.sign() == double.matrix.sign())[missing].double().mean() > 0.99
+
+
+class TestEdgesEqualTheReleasedProcedure:
+    def same(self, values, missing):
+        expected, rounds = released(values, missing)
+        found = complete(torch.tensor(values), torch.tensor(missing))
+        assert found.matrix.shape == values.shape and found.rounds == rounds
+        assert gap(found.matrix, expected) < 1e-9
+        return found
+
+    @pytest.mark.parametrize("shape", [(24, 60), (60, 24)])
+    @pytest.mark.parametrize("place", [(3, slice(None)), (slice(None), 3)])
+    def test_a_row_or_a_column_is_missing(self, shape, place):
+        missing = holes(shape)
+        missing[place] = True
+        self.same(matrix(*shape), missing)
+
+    def test_all_is_missing(self):
+        assert not self.same(matrix(), np.ones((24, 60), dtype=bool)).matrix.any()
+
+    def test_one_entry_is_missing(self):
+        missing = np.zeros((24, 60), dtype=bool)
+        missing[5, 7] = True
+        self.same(matrix(), missing)
+
+    @pytest.mark.parametrize("shape", [(1, 60), (60, 1), (1, 1)])
+    def test_one_row_or_one_column(self, shape):
+        missing = holes(shape, share=0.3)
+        missing[0, 0] = True
+        self.same(matrix(*shape), missing)
+
+    def test_more_rank_than_rows(self):
+        self.same(matrix(12, 60, rank=40), holes((12, 60)))
+
+    def test_a_singular_matrix_stays_as_it_was_filled(self):
+        values, missing = matrix(), holes((24, 60))
+        values[5], missing[5] = 0, False
+        found = self.same(values, missing)
+        means = np.where(missing, 0, values).sum(0) / (~missing).sum(0)
+        assert gap(found.matrix, np.where(missing, means, values)) < 1e-9
+        assert found.rounds == 2
+
+    def test_no_round_at_all(self):
+        values, missing = matrix(), holes((24, 60))
+        found = complete(torch.tensor(values), torch.tensor(missing), rounds=0)
+        assert gap(found.matrix, released(values, missing, rounds=0)[0]) < 1e-12 and found.rounds == 0
+
+
 @pytest.mark.parametrize("mutation", ["zeros", "row means", "first threshold", "half", "median"])
 def test_another_completion_does_not_pass(mutation):
     values, missing = matrix(), holes((24, 60))
@@ -138,9 +238,10 @@ class TestEdges:
         values, missing = torch.tensor(matrix()).half(), torch.tensor(holes((24, 60)))
         assert complete(values, missing, form=form).matrix.dtype == torch.float64
 
-    def test_refuses_what_is_not_finite(self, form):
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_refuses_what_is_not_finite(self, form, bad):
         values, missing = torch.tensor(matrix()), torch.zeros(24, 60, dtype=torch.bool)
-        values[2, 3], missing[0, 0] = float("nan"), True
+        values[2, 3], missing[0, 0] = bad, True
         with pytest.raises(ValueError, match="expected finite entries outside the mask"):
             complete(values, missing, form=form)
 
