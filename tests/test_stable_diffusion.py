@@ -137,7 +137,10 @@ def audit_file(folder: Path, judges: tuple[Path, Path]) -> Path:
             {"name": "unlearn_diff", "steps": 2, "iterations": 2},
             "revive",
         ],
-        "judges": [{"name": "image_classifier", "model": str(vit), "top": 1}, {"name": "clip", "model": str(clip)}],
+        "judges": [
+            {"name": "image_classifier", "model": str(vit), "top": 1, "calibration": 4},
+            {"name": "clip", "model": str(clip), "calibration": 4},
+        ],
         "measures": [{"name": "neighbours", "pictures": 1}],
         "goals": GOALS,
         "batch": 2,
