@@ -1,16 +1,16 @@
 """A concept's part of the page: its table, curves, pictures and prompts."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
 
+from palimpsest.report.anchors import anchors
 from palimpsest.report.cells import DIRECT, Cell, attack_name, is_control
 from palimpsest.report.curves import Curve, Mark, plot
 from palimpsest.report.findings import Findings
 from palimpsest.report.ledger import BASE, Key, Outcome
-from palimpsest.report.pictures import Row, grid
+from palimpsest.report.pictures import Sheet, is_coarse
 from palimpsest.report.utility import NEIGHBOURS, Utility, false_alarms
 from palimpsest.stats import success_curve
 
@@ -18,37 +18,40 @@ STYLES = 5
 """Colours for attacks in style.css; more attacks share them."""
 
 
-def anchor(concept: str) -> str:
-    """The id of a concept's section."""
-    return "concept-" + re.sub(r"[^a-z0-9]+", "-", concept.lower()).strip("-")
+def sections(findings: Findings, folder: str | None) -> list[dict[str, Any]]:
+    """The head and table of every concept, sorted; ``folder`` holds its pages, if it has any of its own."""
+    named = anchors(key.concept for key in findings.cells)
+    return [_section(findings, concept, named[concept], folder) for concept in sorted(named)]
 
 
-def sections(findings: Findings) -> list[dict[str, Any]]:
-    """One section per concept, sorted."""
-    pictures = grid(findings.run)
-    concepts = sorted({key.concept for key in findings.cells})
-    return [_section(findings, concept, pictures.get(concept, [])) for concept in concepts]
-
-
-def _section(findings: Findings, concept: str, pictures: list[Row]) -> dict[str, Any]:
+def _section(findings: Findings, concept: str, name: str, folder: str | None) -> dict[str, Any]:
     kind = findings.run.kind(concept)
     erasers = sorted({key.eraser for key in findings.cells if key.concept == concept}, key=lambda e: (e != BASE, e))
-    searches = sorted({key.attack for key in findings.cells if attack_name(key.attack) != DIRECT})
-    knowing = [attack for attack in searches if not is_control(attack)]
-    styles = {attack: f"s{knowing.index(attack) % STYLES}" if attack in knowing else "control" for attack in searches}
     return {
         "concept": concept,
-        "anchor": anchor(concept),
+        "name": name,
+        "anchor": f"concept-{name}",
+        "href": f"{folder}/{name}.html" if folder else f"#concept-{name}",
         "kind": kind,
-        "coarse": kind in ("content", ""),
+        "coarse": is_coarse(kind),
         "groups": [_group(findings, concept, eraser) for eraser in erasers],
         "victims": erasers,
         "things": _things(findings, concept, erasers),
+    }
+
+
+def details(findings: Findings, concept: str, attacks: Sequence[str]) -> dict[str, Any]:
+    """What stands below a concept's table: its curves, and the attacks among ``attacks`` that it can be filtered by."""
+    erasers = sorted({key.eraser for key in findings.cells if key.concept == concept}, key=lambda e: (e != BASE, e))
+    searches = sorted(attack for attack in attacks if attack_name(attack) != DIRECT)
+    knowing = [attack for attack in searches if not is_control(attack)]
+    styles = {attack: f"s{knowing.index(attack) % STYLES}" if attack in knowing else "control" for attack in searches}
+    mine = {key.attack for key in findings.cells if key.concept == concept}
+    return {
         "plots": [(eraser, plots) for eraser in erasers if (plots := _plots(findings, concept, eraser, styles))],
         "legend": [{"label": attack, "style": style} for attack, style in styles.items()]
         + [{"label": "asked plainly", "style": "floor"}, {"label": "base, asked plainly", "style": "ceiling"}],
-        "pictures": pictures,
-        "prompts": _prompts(findings, concept),
+        "picks": [attack for attack in attacks if attack in mine],
     }
 
 
@@ -136,21 +139,20 @@ def _curve(outcomes: Sequence[Outcome], style: str, axis: str) -> Curve:
     return Curve(label=outcomes[0].key.attack, style=style, steps=success_curve(won_at), end=end)
 
 
-def _prompts(findings: Findings, concept: str) -> list[dict[str, Any]]:
-    """The prompts that won and are not the goal's own."""
+def prompts(findings: Findings, sheet: Sheet) -> list[dict[str, Any]]:
+    """The prompts of a concept that won and are not the goal's own, by goal."""
     found = []
-    for key, outcomes in findings.run.outcomes.items():
-        if key.concept != concept:
-            continue
-        for outcome in outcomes:
+    for key in sheet.keys:
+        for outcome in findings.run.outcomes[key]:
             attempt = outcome.won.attempt if outcome.won else None
             if attempt and outcome.won and attempt.prompt != outcome.goal.prompt:
                 found.append(
                     {
+                        "number": sheet.numbers[outcome.goal],
                         "eraser": key.eraser,
                         "attack": key.attack,
                         "look": outcome.won.cost.looks,
                         "prompt": attempt.prompt,
                     }
                 )
-    return found
+    return sorted(found, key=lambda row: row["number"])
