@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from palimpsest.errors import BadRun
-from palimpsest.records import Goal, Reading, Trial, digest
+from palimpsest.records import Goal, Reading, Trial, Victim, digest
 
 BASE = "nothing"
 """The eraser of the untouched base."""
@@ -189,9 +189,12 @@ def _collector_at_rest() -> Iterator[None]:
 
 def _outcomes(trials: list[Trial]) -> dict[Key, tuple[Outcome, ...]]:
     lines: defaultdict[tuple[Key, Goal], dict[int, Trial]] = defaultdict(dict)
+    known: dict[tuple[Victim, str], Key] = {}
     for trial in trials:
         if trial.goal.role == "target":
-            lines[_key(trial), trial.goal][trial.number] = trial
+            # Of the thousands of looks in a cell, the first names it.
+            key = known.get((trial.victim, trial.attack)) or known.setdefault((trial.victim, trial.attack), _key(trial))
+            lines[key, trial.goal][trial.number] = trial
     cells: defaultdict[Key, list[Outcome]] = defaultdict(list)
     for (key, goal), looks in lines.items():
         last = max((number for number, trial in looks.items() if trial.end is not None), default=-1)

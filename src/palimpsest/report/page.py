@@ -1,6 +1,7 @@
 """Findings as a page for people (HTML) and as text (Markdown)."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -64,8 +65,8 @@ def environment(findings: Findings, *, autoescape: bool) -> Environment:
     known.filters["p_number"] = lambda p: p_value(p).removeprefix("p ").removeprefix("= ")
     names = {key: name for part in ("eraser", "attack") for key, name in _names(findings, part).items()}
     known.filters["short"] = lambda label: names.get(label, label)
-    # Long names may break at their underscores.
-    known.filters["wrap"] = cache(lambda name: Markup(str(escape(name)).replace("_", "_<wbr>")))
+    # Long names may break at their underscores, and before each setting.
+    known.filters["wrap"] = cache(lambda name: Markup(re.sub("[_(,]", r"\g<0><wbr>", str(escape(name)))))
     known.filters["outcome"] = filters.outcome
     known.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
     return known
@@ -84,17 +85,19 @@ def _names(findings: Findings, part: Literal["eraser", "attack"]) -> dict[str, s
 def context(findings: Findings, folder: str | None = None) -> dict[str, Any]:
     """What is said without pictures; ``folder`` holds the pages of the concepts, if they have any of their own."""
     attacks = sorted({key.attack for key in findings.cells}, key=lambda label: (attack_name(label) != "direct", label))
-    parts = sections.sections(findings, folder)
-    hrefs = {part["concept"]: part["href"] for part in parts}
+    parts = {part["concept"]: part | {"cards": []} for part in sections.sections(findings, folder)}
+    cards = [_card(verdict) | {"href": parts[verdict.concept]["href"]} for verdict in findings.verdicts]
+    for card in cards:
+        parts[card["concept"]]["cards"].append(card)
     return {
         "title": _title(findings),
         "facts": _facts(findings),
         "notices": _notices(findings),
         "tally": _tally(findings),
-        "cards": [_card(verdict) | {"href": hrefs[verdict.concept]} for verdict in findings.verdicts],
+        "cards": cards,
         "attacks": attacks,
         "outcomes": filters.OUTCOMES,
-        "sections": parts,
+        "sections": list(parts.values()),
         "judges": _judges(findings),
         "comparisons": findings.comparisons,
         "troubles": findings.troubles,

@@ -24,7 +24,7 @@ OPEN_GOALS = 4
 """Goals that the one page shows at first: by prompt and seed, never chosen by how they ended."""
 EMBEDDED = 180
 """Pictures embedded in the one page, so that it stays small; every concept gets the same number of goals."""
-EMBEDDED_COARSE = 2_000
+EMBEDDED_COARSE = 500
 """Pixelated pictures embedded in all pages of a large run together: making one small means reading it whole."""
 FOLDER = "concepts"
 """Where the pages of the concepts lie, below the run's folder."""

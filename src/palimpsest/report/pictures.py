@@ -52,7 +52,7 @@ class Sheet:
         self.coarse = is_coarse(run.kind(concept))
         self.folder = run.folder / "pictures"
         self.kept = kept
-        self.keys = sorted(keys, key=lambda key: (key.eraser != BASE, key))
+        self.keys = sorted(keys, key=lambda key: (key.eraser != BASE, key.eraser, key.attack != DIRECT, key.attack))
         self.cells = {
             key: {outcome.goal: outcome for outcome in run.outcomes[key]}
             for key in self.keys

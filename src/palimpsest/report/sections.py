@@ -1,17 +1,18 @@
 """A concept's part of the page: its table, curves, pictures and prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from palimpsest.report.anchors import anchors
 from palimpsest.report.cells import DIRECT, Cell, attack_name, is_control
+from palimpsest.report.compare import Comparison
 from palimpsest.report.curves import Curve, Mark, plot
 from palimpsest.report.findings import Findings
 from palimpsest.report.ledger import BASE, Key, Outcome
 from palimpsest.report.pictures import Sheet, is_coarse
-from palimpsest.report.utility import NEIGHBOURS, Utility, false_alarms
+from palimpsest.report.utility import NEIGHBOURS, FalseAlarms, Utility, false_alarms
 from palimpsest.stats import success_curve
 
 STYLES = 5
@@ -20,13 +21,25 @@ STYLES = 5
 
 def sections(findings: Findings, folder: str | None) -> list[dict[str, Any]]:
     """The head and table of every concept, sorted; ``folder`` holds its pages, if it has any of its own."""
-    named = anchors(key.concept for key in findings.cells)
-    return [_section(findings, concept, named[concept], folder) for concept in sorted(named)]
+    cells: dict[str, list[Cell]] = {}
+    for key, cell in findings.cells.items():
+        cells.setdefault(key.concept, []).append(cell)
+    named = anchors(cells)
+    compared = {Key(row.concept, row.eraser, row.attack): row for row in findings.comparisons}
+    return [_section(findings, cells[concept], compared, named[concept], folder) for concept in sorted(named)]
 
 
-def _section(findings: Findings, concept: str, name: str, folder: str | None) -> dict[str, Any]:
+def _section(
+    findings: Findings, cells: Sequence[Cell], compared: Mapping[Key, Comparison], name: str, folder: str | None
+) -> dict[str, Any]:
+    concept = cells[0].key.concept
     kind = findings.run.kind(concept)
-    erasers = sorted({key.eraser for key in findings.cells if key.concept == concept}, key=lambda e: (e != BASE, e))
+    erasers = sorted({cell.key.eraser for cell in cells}, key=lambda e: (e != BASE, e))
+    alarms = false_alarms(findings.run, concept)
+    rows = [
+        _row(findings, cell, compared.get(cell.key), alarms)
+        for cell in sorted(cells, key=lambda c: (attack_name(c.key.attack) != DIRECT, c.key))
+    ]
     return {
         "concept": concept,
         "name": name,
@@ -34,7 +47,10 @@ def _section(findings: Findings, concept: str, name: str, folder: str | None) ->
         "href": f"{folder}/{name}.html" if folder else f"#concept-{name}",
         "kind": kind,
         "coarse": is_coarse(kind),
-        "groups": [_group(findings, concept, eraser) for eraser in erasers],
+        "groups": [
+            _group(findings, concept, eraser, [row for row in rows if row["cell"].key.eraser == eraser])
+            for eraser in erasers
+        ],
         "victims": erasers,
         "things": _things(findings, concept, erasers),
     }
@@ -55,10 +71,8 @@ def details(findings: Findings, concept: str, attacks: Sequence[str]) -> dict[st
     }
 
 
-def _group(findings: Findings, concept: str, eraser: str) -> dict[str, Any]:
+def _group(findings: Findings, concept: str, eraser: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """An eraser's rows of the table."""
-    cells = [cell for key, cell in findings.cells.items() if (key.concept, key.eraser) == (concept, eraser)]
-    rows = [_row(findings, cell) for cell in sorted(cells, key=lambda c: (attack_name(c.key.attack) != DIRECT, c.key))]
     neighbours = next((row for row in _utility(findings, concept, eraser) if row.measure == NEIGHBOURS), None)
     return {
         "eraser": eraser,
@@ -69,21 +83,19 @@ def _group(findings: Findings, concept: str, eraser: str) -> dict[str, Any]:
     }
 
 
-def _row(findings: Findings, cell: Cell) -> dict[str, Any]:
+def _row(findings: Findings, cell: Cell, comparison: Comparison | None, alarms: FalseAlarms | None) -> dict[str, Any]:
     key = cell.key
     role = "control" if is_control(key.attack) else ""
     if key.attack == DIRECT:
         role = "ceiling" if key.eraser == BASE else "floor"
     looks = max(outcome.trials[-1].cost.looks for outcome in findings.run.outcomes[key])
-    alarms = false_alarms(findings.run, key.concept)
-    comparison = (row for row in findings.comparisons if (row.concept, row.eraser, row.attack) == key)
     return {
         "cell": cell,
         "role": role,
         "quiet": "quiet" if key.eraser == BASE or role == "control" else "",
         "looks": f"{cell.looks / cell.n:.1f}",
         "passes": f"{cell.passes / cell.n:,.0f}",
-        "comparison": next(comparison, None),
+        "comparison": comparison,
         "alarms": f"{1 - (1 - alarms.rate) ** looks:.1%}" if alarms else "·",
     }
 
