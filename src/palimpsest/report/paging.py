@@ -1,6 +1,6 @@
 """How the page is cut into files: one, or for a large run an overview with pages for every concept."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -44,17 +44,21 @@ def pages(findings: Findings) -> Iterator[tuple[str, str]]:
     context["style"] = Markup(page.style(context["attacks"]))
     sheets = _sheets(findings)
     if large:
-        share = _share([(sheet, PAGE_GOALS) for sheet in sheets.values() if sheet.coarse], EMBEDDED_COARSE)
+        # Only pixelated pictures must be embedded; the share is the same on every page.
+        share = _share(
+            (sheet.columns * len(_cuts(sheet)) for sheet in sheets.values() if sheet.coarse), EMBEDDED_COARSE
+        )
         for before, section, after in _with_neighbours(context["sections"]):
             around = context | {"section": section, "before": before, "after": after}
             yield from _concept(environment, around, findings, sheets[section["concept"]], share)
     else:
-        share = _share([(sheet, None) for sheet in sheets.values()], EMBEDDED)
+        share = _share((sheet.columns for sheet in sheets.values()), EMBEDDED)
         for section in context["sections"]:
             sheet = sheets[section["concept"]]
             section |= sections.details(findings, section["concept"], context["attacks"])
             section |= _stretch(sections.prompts(findings, sheet), sheet, 0, len(sheet.goals), share=share)
-    context |= {"large": large, "open_goals": OPEN_GOALS, "up": "", "raw": page.raw(findings)}
+    linked = any(section.get("linked") for section in context["sections"])
+    context |= {"large": large, "linked": linked, "open_goals": OPEN_GOALS, "raw": page.raw(findings)}
     yield "report.html", environment.get_template("report.html").render(context)
 
 
@@ -67,10 +71,9 @@ def _sheets(findings: Findings) -> dict[str, Sheet]:
     return {concept: Sheet(run, concept, mine, there) for concept, mine in keys.items()}
 
 
-def _share(sheets: list[tuple[Sheet, int | None]], budget: int) -> int:
-    """Goals whose pictures are embedded, on every page the same number: the first, so that ``budget`` is kept."""
-    columns = sum(sheet.columns * (len(_cuts(sheet)) if cut else 1) for sheet, cut in sheets)
-    return max(1, budget // max(1, columns))
+def _share(columns: Iterable[int], budget: int) -> int:
+    """Goals whose pictures are embedded, the first of each stretch of goals, so that the budget is kept."""
+    return budget // max(1, sum(columns))
 
 
 def _cuts(sheet: Sheet) -> list[tuple[int, int]]:
@@ -115,5 +118,5 @@ def _concept(
             {"href": name, "first": first + 1, "last": last, "here": place == number}
             for place, (name, (first, last)) in enumerate(zip(names, cuts, strict=True))
         ]
-        rest = {"links": links, "number": number, "large": True, "up": "../", "open_goals": end - start}
+        rest = {"links": links, "number": number, "open_goals": end - start, "linked": mine["linked"]}
         yield f"{FOLDER}/{names[number]}", template.render(context | rest | {"section": section | details | mine})
