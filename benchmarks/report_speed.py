@@ -208,6 +208,7 @@ def main() -> None:
     arguments = parser.parse_args()
     trials, rounds = (10_000, 1) if arguments.quick else (arguments.trials, arguments.rounds)
     console = Console()
+    console.width = max(console.width, 110)
     answers = {words: [command(words) for _ in range(5)] for words in ("--help", "list")}
     for words, taken in answers.items():
         seconds, busy = [one.seconds for one in taken], max(one.busy for one in taken)
