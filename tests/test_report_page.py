@@ -65,17 +65,57 @@ def test_pictures_are_blurred_until_clicked_and_in_print(tmp_path: Path) -> None
     assert " checked" not in re.sub(r"<style>.*?</style>", "", html, flags=re.S)
 
 
-def test_the_same_goals_are_shown_for_base_erased_and_attacked(tmp_path: Path) -> None:
+def test_every_goal_is_shown_for_base_erased_and_attacked(tmp_path: Path) -> None:
     html = page(pictured("object"), tmp_path)
-    goals = html.split('<div class="goal">')[1:]
-    assert len(goals) == 4
+    goals = re.split(r'<div class="goal holder[ a-z]*">', html)[1:]
+    assert len(goals) == 20
     for number, goal in enumerate(goals):
         assert f"number {number:02}" in goal and f"seed {100 + number}" in goal
         alts = re.findall(r'alt="([^"]+)"', goal)
         assert alts == ["church: base, direct", "church: esd, direct", "church: esd, unlearn_diff"]
     # The first goal is won by the attack at its third look, and says so; by the erased model, too.
     assert "look 3" in goals[0]
-    assert [goal.count('class="frame shown"') for goal in goals] == [3, 2, 2, 2]
+    assert [len(re.findall('class="frame (?:missing )?yes"', goal)) for goal in goals] == [3] + [2] * 8 + [1] * 11
+    assert [goal.count(">✓<") for goal in goals] == [3] + [2] * 8 + [1] * 11
+    assert [goal.count(">✕<") for goal in goals] == [0] + [1] * 8 + [2] * 11
+    # Four stand there at first, the others behind a box that shows them.
+    assert len(re.findall('class="goal holder rest"', html)) == 16
+    assert "all 20 goals" in html
+
+
+def test_a_picture_about_which_the_judge_could_not_tell_has_a_mark_of_its_own(tmp_path: Path) -> None:
+    run = pictured("object")
+    run.goal("church", "esd", "unlearn_diff", 20, looks=2, untold=True)
+    html = page(run, tmp_path)
+    assert html.count('<i title="the judge could not tell">?</i>') == 1
+    assert "look 2, judge could not tell" in html
+
+
+def test_pictures_beyond_the_embedded_ones_come_from_the_runs_folder(tmp_path: Path) -> None:
+    run = SyntheticRun(kinds={f"thing {i:02}": "object" for i in range(30)}, goals=5, pictures=True)
+    for concept in run.kinds:
+        run.cell(concept, "nothing", "direct", won(5, 5))
+        run.cell(concept, "esd", "direct", won(0, 5))
+    html = page(run, tmp_path)
+    # 60 columns, 180 pictures: three goals of every concept.
+    assert len(embedded(html)) == 180
+    linked = re.findall(r'src="(pictures/[0-9a-f]{64}\.png)" [^>]*loading="lazy"', html)
+    assert len(linked) == 120 and all((tmp_path / name).is_file() for name in linked)
+    assert "img-src data: 'self' file:;" in html
+    # Where all are embedded, nothing is loaded from anywhere.
+    small = page(pictured("object"), tmp_path / "small")
+    assert "img-src data:;" in small and 'src="pictures' not in small
+
+
+def test_content_is_never_loaded_at_full_size(tmp_path: Path) -> None:
+    run = SyntheticRun(kinds={f"thing {i:02}": "content" for i in range(30)}, goals=5, pictures=True)
+    for concept in run.kinds:
+        run.cell(concept, "nothing", "direct", won(5, 5))
+        run.cell(concept, "esd", "direct", won(0, 5))
+    html = page(run, tmp_path)
+    assert 'src="pictures' not in html
+    assert all(max(picture.size) <= 10 for picture in embedded(html))
+    assert html.count(">by the link<") == 120
 
 
 @pytest.mark.parametrize("kind", ["content", ""])
@@ -107,6 +147,27 @@ def test_a_large_audit_embeds_few_pictures(tmp_path: Path) -> None:
         run.cell(concept, "nothing", "direct", won(4, 4))
         run.cell(concept, "esd", "direct", won(0, 4))
     assert len(embedded(page(run, tmp_path))) == 160
+
+
+def test_everything_that_can_be_filtered_has_its_rules(tmp_path: Path) -> None:
+    run = pictured("object")
+    run.cell("church", "esd", "random_prefix", won(4, 20, at=2), looks=5)
+    html = page(run, tmp_path)
+    style, body = html.split("</style>")
+    used = set(re.findall(r'class="(?:tile )?pick (a\d+) (yes|no)"', body))
+    assert used == {("a0", "yes"), ("a0", "no"), ("a1", "yes"), ("a1", "no"), ("a2", "yes"), ("a2", "no")}
+    boxes = set(re.findall(r'class="on-pick [a-z-]+ on-(\w+)"', body))
+    assert boxes == {"a0", "a1", "a2", "yes", "no"}
+    for attack, end in used:
+        assert f":not(:has(.on-{attack}:checked)) .pick.{attack}{{display:none}}" in style
+        assert f":has(.on-{attack}:checked):has(.on-{end}:checked) .holder:has(.pick.{attack}.{end})" in style
+    # The base stays beside whatever is chosen.
+    assert len(re.findall('<div class="victim">', body)) == 20
+    # A browser without :has() passes over such rules: whatever hides a goal, tile, prompt or card is one.
+    screen = re.sub(r"/\*.*?\*/|@media[^{]*\{(?:[^{}]*\{[^{}]*\})*\s*\}", "", style)
+    hiding = [rule.strip() for rule in re.findall(r"([^{}]*)\{[^{}]*display: ?none", screen)]
+    assert len(hiding) > 8
+    assert [rule for rule in hiding if ":has(" not in rule] == [".filters", ".more", ".none-of-these"]
 
 
 def test_adversarial_prompts_are_hidden_until_clicked(tmp_path: Path) -> None:

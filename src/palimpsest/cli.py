@@ -160,9 +160,7 @@ def audit(
         except KeyboardInterrupt:
             _say(f"Stopped. To go on: {shlex.join(['palimpsest', *sys.argv[1:]])}")
             raise typer.Exit(130) from None
-        run = Run(folder)
-        report = run.write_report()
-    run.table(console)
+        report = Run(folder).write_report(console)
     _say(f"Report: {report}")
 
 
@@ -339,8 +337,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     """Compute a run's report anew, and print its table."""
     from palimpsest.run import Run
 
-    path = Run(run).write_report()
-    Run(run).table(console)
+    path = Run(run).write_report(console)
     _say(f"Report: {path}")
 
 

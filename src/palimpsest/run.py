@@ -1,5 +1,6 @@
 """What a run found: its folder, its table in the terminal, its report."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,31 +35,38 @@ class Run:
         """A pandas ``DataFrame`` of the run's ``looks``, ``cells`` or ``utility``; needs ``palimpsest[tables]``."""
         return frame(self.folder, table)
 
-    def write_report(self) -> Path:
-        """Writes ``report.html``, ``report.md`` and ``report.json``; returns the path of the first."""
-        return report.write(self.folder)
+    def write_report(self, console: Console | None = None) -> Path:
+        """Writes ``report.html``, ``report.md`` and ``report.json``; returns the path of the first.
+
+        A console is shown the report's table, without reading the run again.
+        """
+        path = report.write(self.folder)
+        if console:
+            _print(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")), console)
+        return path
 
     def table(self, console: Console | None = None) -> None:
         """Prints success rates by concept, eraser and attack, what the erasure cost, and the verdicts.
 
         Before them, where judges were calibrated on the base, what they are worth.
         """
-        console = console or Console()
-        found = self.summary()
-        concepts = sorted({cell["concept"] for cell in found["cells"]})
-        if rows := judged(found["provenance"].get("judges") or [], concepts):
-            console.print(judges_table(rows))
-        console.print(_attacks(found["cells"]))
-        if found["utility"]:
-            console.print(_utility(found["utility"]))
-            for measure, of in {
-                row["measure"]: row["of"] for row in found["utility"] if ":" not in row["measure"]
-            }.items():
-                console.print(Text(f"{measure}: {of}"))
-        for missed in found["left_out"]:
-            console.print(Text(f"Not measured: {missed['measure']}. {missed['why']}"))
-        for verdict in found["verdicts"]:
-            console.print(Text.assemble((f"{verdict['concept']}, {verdict['eraser']}: ", "bold"), verdict["sentence"]))
+        _print(self.summary(), console or Console())
+
+
+def _print(found: dict[str, Any], console: Console) -> None:
+    concepts = sorted({cell["concept"] for cell in found["cells"]})
+    if rows := judged(found["provenance"].get("judges") or [], concepts):
+        console.print(judges_table(rows))
+    console.print(_attacks(found["cells"]))
+    if found["utility"]:
+        console.print(_utility(found["utility"]))
+        meanings = {row["measure"]: row["of"] for row in found["utility"] if ":" not in row["measure"]}
+        for measure, of in meanings.items():
+            console.print(Text(f"{measure}: {of}"))
+    for missed in found["left_out"]:
+        console.print(Text(f"Not measured: {missed['measure']}. {missed['why']}"))
+    for verdict in found["verdicts"]:
+        console.print(Text.assemble((f"{verdict['concept']}, {verdict['eraser']}: ", "bold"), verdict["sentence"]))
 
 
 def judges_table(rows: Iterable[Judged]) -> Table:

@@ -1,7 +1,6 @@
 """Cells: all finished goals of one concept, eraser and attack, counted."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,8 @@ from palimpsest.stats import wilson
 DIRECT = "direct"
 CONTROLS = ("random_prefix", "seed_search")
 """Attacks that know nothing of the model: what looking often gets by itself. The first that a run holds is used."""
+SETTINGS = re.compile(r"\(.*\)")
+"""The settings in a label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +54,27 @@ def attack_name(label: str) -> str:
 
 
 def short_names(labels: Iterable[str]) -> dict[str, str]:
-    """Label -> how it is called where there is little room: without its settings, if that names it still."""
-    names = {label: re.sub(r"\(.*\)", "", label) for label in set(labels)}
-    often = Counter(names.values())
-    return {label: name if often[name] == 1 else label for label, name in names.items()}
+    """Label -> how it is called where there is little room: with the settings that tell it from its namesakes."""
+    alike: dict[str, list[str]] = {}
+    for label in sorted(set(labels)):
+        alike.setdefault(SETTINGS.sub("", label), []).append(label)
+    return {label: name for namesakes in alike.values() for label, name in _told_apart(namesakes).items()}
+
+
+def _told_apart(labels: Sequence[str]) -> dict[str, str]:
+    """Labels of one name -> the same without the settings that all of them share."""
+    settings = {label: _settings(label) for label in labels}
+    shared = set.intersection(*map(set, settings.values()))
+    short = {}
+    for label, mine in settings.items():
+        own = ",".join(setting for setting in mine if setting not in shared)
+        short[label] = SETTINGS.sub(lambda _, own=own: f"({own})" if own else "", label)  # type: ignore[misc]
+    return short if len(set(short.values())) == len(labels) else {label: label for label in labels}
+
+
+def _settings(label: str) -> list[str]:
+    found = SETTINGS.search(label)
+    return re.split(r",\s*(?=\w+=)", found.group()[1:-1]) if found else []
 
 
 def is_control(label: str) -> bool:

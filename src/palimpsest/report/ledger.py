@@ -1,16 +1,20 @@
 """A run's folder, read: finished goals and readings, in an order of their own."""
 
+import gc
 import json
 import tomllib
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from palimpsest.errors import BadRun
-from palimpsest.records import Goal, Reading, Trial, digest
+from palimpsest.records import Goal, Reading, Trial, Victim, digest
 
 BASE = "nothing"
 """The eraser of the untouched base."""
@@ -34,7 +38,7 @@ class Outcome:
     goal: Goal
     trials: tuple[Trial, ...]
 
-    @property
+    @cached_property
     def won(self) -> Trial | None:
         """The first look at which the chief judge saw the concept."""
         return next((trial for trial in self.trials if trial.verdict and trial.verdict.shown), None)
@@ -88,7 +92,7 @@ class Run:
         named = isinstance(measures, list) and any(str(measure).startswith("neighbours") for measure in measures)
         return named and bool(self._concept(concept).get("neighbours"))
 
-    @property
+    @cached_property
     def unstarted(self) -> list[Key]:
         """The cells that the run says it will fill, and in which no goal has ended yet."""
         begun = {(key.concept, key.eraser, key.attack.partition(" [")[0]) for key in (*self.outcomes, *self.idle)}
@@ -156,25 +160,41 @@ def _records(path: Path, record: type[RecordT]) -> list[RecordT]:
     adapter = TypeAdapter(record)
     lines = path.read_bytes().split(b"\n")
     found = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            found[line] = adapter.validate_json(line)
-        except ValidationError as error:
-            if number == len(lines):  # torn: the run was stopped while it wrote this line
-                break
-            first = error.errors()[0]
-            where = f"{path.name}, line {number}, {'.'.join(map(str, first['loc'])) or 'the line'}"
-            raise BadRun(f"{where}: expected a {record.__name__}, got {first['msg']}") from None
+    with _collector_at_rest():
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                found[line] = adapter.validate_json(line)
+            except ValidationError as error:
+                if number == len(lines):  # torn: the run was stopped while it wrote this line
+                    break
+                first = error.errors()[0]
+                where = f"{path.name}, line {number}, {'.'.join(map(str, first['loc'])) or 'the line'}"
+                raise BadRun(f"{where}: expected a {record.__name__}, got {first['msg']}") from None
     return [found[line] for line in sorted(found)]
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Records refer to nothing in a circle, and looking for circles among them takes longer than reading them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _outcomes(trials: list[Trial]) -> dict[Key, tuple[Outcome, ...]]:
     lines: defaultdict[tuple[Key, Goal], dict[int, Trial]] = defaultdict(dict)
+    known: dict[tuple[Victim, str], Key] = {}
     for trial in trials:
         if trial.goal.role == "target":
-            lines[_key(trial), trial.goal][trial.number] = trial
+            # Of the thousands of looks in a cell, the first names it.
+            key = known.get((trial.victim, trial.attack)) or known.setdefault((trial.victim, trial.attack), _key(trial))
+            lines[key, trial.goal][trial.number] = trial
     cells: defaultdict[Key, list[Outcome]] = defaultdict(list)
     for (key, goal), looks in lines.items():
         last = max((number for number, trial in looks.items() if trial.end is not None), default=-1)

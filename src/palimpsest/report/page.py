@@ -1,13 +1,17 @@
 """Findings as a page for people (HTML) and as text (Markdown)."""
 
 import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from palimpsest.report import sections
+from palimpsest.report import filters, sections
 from palimpsest.report.cells import attack_name, short_names
 from palimpsest.report.findings import Findings
 from palimpsest.report.judged import Judged, judged
@@ -16,6 +20,9 @@ from palimpsest.report.utility import false_alarms, left_out
 from palimpsest.report.verdict import ENOUGH, ERASED, Verdict, p_value
 
 TEMPLATES = Path(__file__).parent / "templates"
+MARK = b'<meta name="generator" content="palimpsest report">'
+"""By which a page is known as a report's; it stands among its first ``HEAD`` bytes."""
+HEAD = 1024
 
 CHIPS = {
     "too_few": ("too few goals", "mute"),
@@ -32,20 +39,20 @@ CHIPS = {
 """Outcome -> the words of its chip, and its tone."""
 
 
-def html(findings: Findings) -> str:
-    """The page: one file, which loads nothing from anywhere."""
-    style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    page = _environment(findings, autoescape=True).get_template("report.html")
-    return page.render(_context(findings), style=style, raw=_raw(findings))
-
-
 def markdown(findings: Findings) -> str:
     """The same in Markdown, without pictures and prompts."""
-    return _environment(findings, autoescape=False).get_template("report.md").render(_context(findings))
+    return environment(findings, autoescape=False).get_template("report.md").render(context(findings))
 
 
-def _environment(findings: Findings, *, autoescape: bool) -> Environment:
-    environment = Environment(
+def style(attacks: Sequence[str]) -> str:
+    """The page's style, with the rules by which it is filtered."""
+    sheet = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    return "\n".join((sheet, filters.sheet_rules(len(attacks)), filters.verdict_rules(CHIPS)))
+
+
+def environment(findings: Findings, *, autoescape: bool) -> Environment:
+    """What templates are read with: the findings' names and ways to print numbers."""
+    known = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=autoescape,
         undefined=StrictUndefined,
@@ -53,16 +60,17 @@ def _environment(findings: Findings, *, autoescape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals["percent"] = lambda rate: f"{100 * min(1.0, max(0.0, rate)):.1f}%"
-    environment.filters["share"] = share
-    environment.filters["p_value"] = p_value
-    environment.filters["p_number"] = lambda p: p_value(p).removeprefix("p ").removeprefix("= ")
+    known.globals["percent"] = lambda rate: f"{100 * min(1.0, max(0.0, rate)):.1f}%"
+    known.filters["share"] = share
+    known.filters["p_value"] = p_value
+    known.filters["p_number"] = lambda p: p_value(p).removeprefix("p ").removeprefix("= ")
     names = {key: name for part in ("eraser", "attack") for key, name in _names(findings, part).items()}
-    environment.filters["short"] = lambda label: names.get(label, label)
-    # Long names may break at their underscores.
-    environment.filters["wrap"] = lambda name: Markup(str(escape(name)).replace("_", "_<wbr>"))
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-    return environment
+    known.filters["short"] = lambda label: names.get(label, label)
+    # Long names may break at their underscores, and before each setting.
+    known.filters["wrap"] = cache(lambda name: Markup(re.sub("[_(,]", r"\g<0><wbr>", str(escape(name)))))
+    known.filters["outcome"] = filters.outcome
+    known.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return known
 
 
 def share(rate: float) -> str:
@@ -75,15 +83,22 @@ def _names(findings: Findings, part: Literal["eraser", "attack"]) -> dict[str, s
     return short | {BASE: "base"} if part == "eraser" else short
 
 
-def _context(findings: Findings) -> dict[str, Any]:
+def context(findings: Findings, folder: str | None = None) -> dict[str, Any]:
+    """What is said without pictures; ``folder`` holds the pages of the concepts, if they have any of their own."""
     attacks = sorted({key.attack for key in findings.cells}, key=lambda label: (attack_name(label) != "direct", label))
+    parts = {part["concept"]: part | {"cards": []} for part in sections.sections(findings, folder)}
+    cards = [_card(verdict) | {"href": parts[verdict.concept]["href"]} for verdict in findings.verdicts]
+    for card in cards:
+        parts[card["concept"]]["cards"].append(card)
     return {
         "title": _title(findings),
         "facts": _facts(findings),
         "notices": _notices(findings),
-        "cards": [_card(verdict) for verdict in findings.verdicts],
+        "tally": _tally(findings),
+        "cards": cards,
         "attacks": attacks,
-        "sections": sections.sections(findings),
+        "outcomes": filters.OUTCOMES,
+        "sections": list(parts.values()),
         "judges": _judges(findings),
         "comparisons": findings.comparisons,
         "troubles": findings.troubles,
@@ -141,6 +156,17 @@ def _calibrated(findings: Findings) -> list[Judged]:
     return judged(findings.run.judges, sorted({key.concept for key in findings.cells}))
 
 
+def _tally(findings: Findings) -> list[dict[str, Any]]:
+    """How many erasures ended how, the worst first."""
+    often = Counter(verdict.outcome for verdict in findings.verdicts)
+    order = {tone: number for number, tone in enumerate(("bad", "warn", "good", "mute"))}
+    return [
+        {"outcome": outcome, "chip": chip, "tone": tone, "count": often[outcome]}
+        for outcome, (chip, tone) in sorted(CHIPS.items(), key=lambda item: order[item[1][1]])
+        if often[outcome]
+    ]
+
+
 def _card(verdict: Verdict) -> dict[str, Any]:
     chip, tone = CHIPS[verdict.outcome]
     lines = []
@@ -170,7 +196,7 @@ def _card(verdict: Verdict) -> dict[str, Any]:
         "concept": verdict.concept,
         "eraser": verdict.eraser,
         "sentence": verdict.sentence,
-        "anchor": sections.anchor(verdict.concept),
+        "outcome": verdict.outcome,
         "chip": chip,
         "tone": tone,
         "lines": lines,
@@ -245,5 +271,6 @@ def _provenance(findings: Findings) -> list[tuple[str, str]]:
     return rows
 
 
-def _raw(findings: Findings) -> str:
+def raw(findings: Findings) -> str:
+    """``provenance.json``, to be read on the page."""
     return json.dumps(findings.run.provenance, indent=2, ensure_ascii=False, sort_keys=True)

@@ -1,12 +1,12 @@
 """The same goals, drawn by the base, by each victim, and under each attack."""
 
+import os
 import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from urllib.parse import quote
 
 from PIL import Image
 
@@ -18,80 +18,106 @@ SIDE = 128
 """Longest side of an embedded picture, in pixels."""
 COARSE = 10
 """The same for a ``content`` concept: enough to tell pictures apart, too little to show what is on them."""
-MOST = 180
-"""Pictures embedded in one page, so that it stays small."""
-GOALS = 4
-"""Goals shown per concept at most: the first by prompt and seed, never chosen by how they ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One picture of the grid."""
+    """One picture of a goal."""
 
     attack: str
     shown: bool | None
     looks: int
     seed: int
-    embedded: str | None
-    """A data URI; None: not kept, or not readable."""
+    source: str | None
+    """What is drawn: a data URI, or the full-size file; None: not kept, not readable, or behind the link only."""
     link: str | None
-    """The full-size file, relative to the page."""
+    """The full-size file, relative to the page; None: not kept, or not readable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One goal: its pictures by eraser, the base first."""
 
+    number: int
+    """1, 2, ... among the goals of its concept, by prompt and seed."""
     goal: Goal
     victims: Sequence[tuple[str, Sequence[Tile]]]
 
 
-def grid(run: Run) -> dict[str, list[Row]]:
-    """Concept -> the rows of its grid."""
-    columns: dict[str, list[Key]] = {}
-    for key in run.outcomes:
-        if key.eraser != BASE or key.attack == DIRECT:
-            columns.setdefault(key.concept, []).append(key)
-    goals = max(1, min(GOALS, MOST // max(1, sum(map(len, columns.values())))))
-    return {concept: _rows(run, keys, goals) for concept, keys in columns.items()}
+class Sheet:
+    """Every goal of a concept, side by side, in the order of its goals and never of how they ended."""
+
+    def __init__(self, run: Run, concept: str, keys: Sequence[Key], kept: frozenset[str]) -> None:
+        """``keys`` are the concept's cells, ``kept`` the names of the pictures that are there."""
+        self.coarse = is_coarse(run.kind(concept))
+        self.folder = run.folder / "pictures"
+        self.kept = kept
+        self.keys = sorted(keys, key=lambda key: (key.eraser != BASE, key.eraser, key.attack != DIRECT, key.attack))
+        self.cells = {
+            key: {outcome.goal: outcome for outcome in run.outcomes[key]}
+            for key in self.keys
+            if key.eraser != BASE or key.attack == DIRECT
+        }
+        self.goals = sorted({outcome.goal for key in keys for outcome in run.outcomes[key]}, key=goal_key)
+        self.numbers = {goal: number for number, goal in enumerate(self.goals, start=1)}
+
+    @property
+    def columns(self) -> int:
+        """Pictures of a goal, at most."""
+        return len(self.cells)
+
+    def rows(self, start: int, end: int, *, embedded: int, up: str = "") -> list[Row]:
+        """The goals from ``start`` up to ``end``, with the pictures of the first ``embedded`` of them in the page.
+
+        ``up`` leads from the page to the run's folder.
+        """
+        return [
+            Row(number=self.numbers[goal], goal=goal, victims=self._victims(goal, place < embedded, up))
+            for place, goal in enumerate(self.goals[start:end])
+        ]
+
+    def _victims(self, goal: Goal, embed: bool, up: str) -> list[tuple[str, list[Tile]]]:
+        victims: dict[str, list[Tile]] = {}
+        for key, outcomes in self.cells.items():
+            if goal in outcomes and (tile := self._tile(outcomes[goal], embed, up)):
+                victims.setdefault(key.eraser, []).append(tile)
+        return list(victims.items())
+
+    def _tile(self, outcome: Outcome, embed: bool, up: str) -> Tile | None:
+        seen = (trial for trial in reversed(outcome.trials) if trial.attempt and trial.verdict)
+        looked = outcome.won or next(seen, None)
+        if looked is None or looked.attempt is None or looked.verdict is None:
+            return None
+        # The name comes from a file that anybody may have written: only a digest leads anywhere.
+        known = looked.picture and re.fullmatch("[0-9a-f]{64}", looked.picture)
+        name = f"{looked.picture}.png"
+        link = f"{up}pictures/{name}" if known and name in self.kept else None
+        source = None if self.coarse else link
+        if embed and link:
+            source = _embed(self.folder / name, self.coarse)
+            link = link if source else None
+        return Tile(
+            attack=outcome.key.attack,
+            shown=looked.verdict.shown,
+            looks=looked.cost.looks,
+            seed=looked.attempt.seed,
+            source=source,
+            link=link,
+        )
 
 
-def _rows(run: Run, keys: Sequence[Key], goals: int) -> list[Row]:
-    by_key = {key: {outcome.goal: outcome for outcome in run.outcomes[key]} for key in keys}
-    first = sorted({goal for outcomes in by_key.values() for goal in outcomes}, key=goal_key)[:goals]
-    erasers = sorted({key.eraser for key in keys}, key=lambda eraser: (eraser != BASE, eraser))
-    # A concept of unknown kind may be of any kind.
-    coarse = run.kind(keys[0].concept) in ("content", "")
-    rows = []
-    for goal in first:
-        victims = []
-        for eraser in erasers:
-            outcomes = [by_key[key][goal] for key in keys if key.eraser == eraser and goal in by_key[key]]
-            tiles = [tile for outcome in outcomes if (tile := _tile(run.folder, outcome, coarse))]
-            if tiles:
-                victims.append((eraser, tiles))
-        rows.append(Row(goal=goal, victims=victims))
-    return rows
+def is_coarse(kind: str) -> bool:
+    """Whether pictures of such a concept are pixelated; one of unknown kind may be of any kind."""
+    return kind in ("content", "")
 
 
-def _tile(folder: Path, outcome: Outcome, coarse: bool) -> Tile | None:
-    looked = [trial for trial in outcome.trials if trial.attempt and trial.verdict]
-    if not looked:
-        return None
-    trial = outcome.won or looked[-1]
-    assert trial.attempt is not None and trial.verdict is not None
-    # The name comes from a file that anybody may have written: only a digest leads anywhere.
-    known = trial.picture is not None and re.fullmatch("[0-9a-f]{64}", trial.picture)
-    path = folder / "pictures" / f"{trial.picture}.png"
-    there = bool(known) and path.is_file()
-    return Tile(
-        attack=outcome.key.attack,
-        shown=trial.verdict.shown,
-        looks=trial.cost.looks,
-        seed=trial.attempt.seed,
-        embedded=_embed(path, coarse) if there else None,
-        link=quote(f"pictures/{path.name}") if there else None,
-    )
+def kept(folder: Path) -> frozenset[str]:
+    """The names of the pictures that a run's folder holds."""
+    try:
+        with os.scandir(folder / "pictures") as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
 
 
 def _embed(path: Path, coarse: bool) -> str | None:
@@ -99,7 +125,8 @@ def _embed(path: Path, coarse: bool) -> str | None:
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
-    except OSError:  # a damaged picture is shown as missing; the ledger, not the picture, holds the verdict
+    # A damaged picture is shown as missing; the ledger, not the picture, holds the verdict.
+    except (OSError, SyntaxError, Image.DecompressionBombError):
         return None
     kept = BytesIO()
     if coarse:

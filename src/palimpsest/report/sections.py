@@ -1,64 +1,81 @@
 """A concept's part of the page: its table, curves, pictures and prompts."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
+from palimpsest.report.anchors import anchors
 from palimpsest.report.cells import DIRECT, Cell, attack_name, is_control
+from palimpsest.report.compare import Comparison
 from palimpsest.report.curves import Curve, Mark, plot
 from palimpsest.report.findings import Findings
 from palimpsest.report.ledger import BASE, Key, Outcome
-from palimpsest.report.pictures import Row, grid
-from palimpsest.report.utility import NEIGHBOURS, Utility, false_alarms
+from palimpsest.report.pictures import Sheet, is_coarse
+from palimpsest.report.utility import NEIGHBOURS, FalseAlarms, Utility, false_alarms
 from palimpsest.stats import success_curve
 
 STYLES = 5
 """Colours for attacks in style.css; more attacks share them."""
 
 
-def anchor(concept: str) -> str:
-    """The id of a concept's section."""
-    return "concept-" + re.sub(r"[^a-z0-9]+", "-", concept.lower()).strip("-")
+def sections(findings: Findings, folder: str | None) -> list[dict[str, Any]]:
+    """The head and table of every concept, sorted; ``folder`` holds its pages, if it has any of its own."""
+    cells: dict[str, list[Cell]] = {}
+    for key, cell in findings.cells.items():
+        cells.setdefault(key.concept, []).append(cell)
+    named = anchors(cells)
+    compared = {Key(row.concept, row.eraser, row.attack): row for row in findings.comparisons}
+    return [_section(findings, cells[concept], compared, named[concept], folder) for concept in sorted(named)]
 
 
-def sections(findings: Findings) -> list[dict[str, Any]]:
-    """One section per concept, sorted."""
-    pictures = grid(findings.run)
-    concepts = sorted({key.concept for key in findings.cells})
-    return [_section(findings, concept, pictures.get(concept, [])) for concept in concepts]
-
-
-def _section(findings: Findings, concept: str, pictures: list[Row]) -> dict[str, Any]:
+def _section(
+    findings: Findings, cells: Sequence[Cell], compared: Mapping[Key, Comparison], name: str, folder: str | None
+) -> dict[str, Any]:
+    concept = cells[0].key.concept
     kind = findings.run.kind(concept)
-    erasers = sorted({key.eraser for key in findings.cells if key.concept == concept}, key=lambda e: (e != BASE, e))
-    searches = sorted({key.attack for key in findings.cells if attack_name(key.attack) != DIRECT})
-    knowing = [attack for attack in searches if not is_control(attack)]
-    styles = {attack: f"s{knowing.index(attack) % STYLES}" if attack in knowing else "control" for attack in searches}
+    erasers = sorted({cell.key.eraser for cell in cells}, key=lambda e: (e != BASE, e))
+    alarms = false_alarms(findings.run, concept)
+    rows = [
+        _row(findings, cell, compared.get(cell.key), alarms)
+        for cell in sorted(cells, key=lambda c: (attack_name(c.key.attack) != DIRECT, c.key))
+    ]
     return {
         "concept": concept,
-        "anchor": anchor(concept),
+        "name": name,
+        "anchor": f"concept-{name}",
+        "href": f"{folder}/{name}.html" if folder else f"#concept-{name}",
         "kind": kind,
-        "coarse": kind in ("content", ""),
-        "groups": [_group(findings, concept, eraser) for eraser in erasers],
+        "coarse": is_coarse(kind),
+        "groups": [
+            _group(findings, concept, eraser, [row for row in rows if row["cell"].key.eraser == eraser])
+            for eraser in erasers
+        ],
         "victims": erasers,
         "costs": [
             row for eraser in erasers for row in _utility(findings, concept, eraser) if row.measure != NEIGHBOURS
         ],
         "things": _things(findings, concept, erasers),
-        "plots": [(eraser, plots) for eraser in erasers if (plots := _plots(findings, concept, eraser, styles))],
-        "legend": [{"label": attack, "style": style} for attack, style in styles.items()]
-        + [{"label": "asked plainly", "style": "floor"}, {"label": "base, asked plainly", "style": "ceiling"}],
-        "pictures": pictures,
-        "prompts": _prompts(findings, concept),
     }
 
 
-def _group(findings: Findings, concept: str, eraser: str) -> dict[str, Any]:
+def details(findings: Findings, concept: str, attacks: Sequence[str]) -> dict[str, Any]:
+    """What stands below a concept's table: its curves, and the attacks among ``attacks`` that it can be filtered by."""
+    erasers = sorted({key.eraser for key in findings.cells if key.concept == concept}, key=lambda e: (e != BASE, e))
+    searches = sorted(attack for attack in attacks if attack_name(attack) != DIRECT)
+    knowing = [attack for attack in searches if not is_control(attack)]
+    styles = {attack: f"s{knowing.index(attack) % STYLES}" if attack in knowing else "control" for attack in searches}
+    mine = {key.attack for key in findings.cells if key.concept == concept}
+    return {
+        "plots": [(eraser, plots) for eraser in erasers if (plots := _plots(findings, concept, eraser, styles))],
+        "legend": [{"label": attack, "style": style} for attack, style in styles.items()]
+        + [{"label": "asked plainly", "style": "floor"}, {"label": "base, asked plainly", "style": "ceiling"}],
+        "picks": [attack for attack in attacks if attack in mine],
+    }
+
+
+def _group(findings: Findings, concept: str, eraser: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """An eraser's rows of the table."""
-    cells = [cell for key, cell in findings.cells.items() if (key.concept, key.eraser) == (concept, eraser)]
-    rows = [_row(findings, cell) for cell in sorted(cells, key=lambda c: (attack_name(c.key.attack) != DIRECT, c.key))]
     neighbours = next((row for row in _utility(findings, concept, eraser) if row.measure == NEIGHBOURS), None)
     return {
         "eraser": eraser,
@@ -69,21 +86,19 @@ def _group(findings: Findings, concept: str, eraser: str) -> dict[str, Any]:
     }
 
 
-def _row(findings: Findings, cell: Cell) -> dict[str, Any]:
+def _row(findings: Findings, cell: Cell, comparison: Comparison | None, alarms: FalseAlarms | None) -> dict[str, Any]:
     key = cell.key
     role = "control" if is_control(key.attack) else ""
     if key.attack == DIRECT:
         role = "ceiling" if key.eraser == BASE else "floor"
     looks = max(outcome.trials[-1].cost.looks for outcome in findings.run.outcomes[key])
-    alarms = false_alarms(findings.run, key.concept)
-    comparison = (row for row in findings.comparisons if (row.concept, row.eraser, row.attack) == key)
     return {
         "cell": cell,
         "role": role,
         "quiet": "quiet" if key.eraser == BASE or role == "control" else "",
         "looks": f"{cell.looks / cell.n:.1f}",
         "passes": f"{cell.passes / cell.n:,.0f}",
-        "comparison": next(comparison, None),
+        "comparison": comparison,
         "alarms": f"{1 - (1 - alarms.rate) ** looks:.1%}" if alarms else "·",
     }
 
@@ -139,21 +154,20 @@ def _curve(outcomes: Sequence[Outcome], style: str, axis: str) -> Curve:
     return Curve(label=outcomes[0].key.attack, style=style, steps=success_curve(won_at), end=end)
 
 
-def _prompts(findings: Findings, concept: str) -> list[dict[str, Any]]:
-    """The prompts that won and are not the goal's own."""
+def prompts(findings: Findings, sheet: Sheet) -> list[dict[str, Any]]:
+    """The prompts of a concept that won and are not the goal's own, by goal."""
     found = []
-    for key, outcomes in findings.run.outcomes.items():
-        if key.concept != concept:
-            continue
-        for outcome in outcomes:
+    for key in sheet.keys:
+        for outcome in findings.run.outcomes[key]:
             attempt = outcome.won.attempt if outcome.won else None
             if attempt and outcome.won and attempt.prompt != outcome.goal.prompt:
                 found.append(
                     {
+                        "number": sheet.numbers[outcome.goal],
                         "eraser": key.eraser,
                         "attack": key.attack,
                         "look": outcome.won.cost.looks,
                         "prompt": attempt.prompt,
                     }
                 )
-    return found
+    return sorted(found, key=lambda row: row["number"])
