@@ -1,5 +1,6 @@
 """The command line. A command imports what it needs when it runs: ``list`` and ``report`` answer at once."""
 
+import io
 import json
 import os
 import shlex
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from palimpsest.catalogue import KINDS, parts
 from palimpsest.concept_file import shipped_concepts
-from palimpsest.errors import BadRun, BadSetting, PalimpsestError, unknown
+from palimpsest.errors import BadRun, BadSetting, PalimpsestError, one_line, printable, unknown, writing
 
 if TYPE_CHECKING:
     from palimpsest.forecast import Forecast
@@ -90,10 +91,14 @@ def main() -> None:
     # What the libraries tell while they open weights is no news to a user of this program.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    # A path need not be text: what the terminal cannot show, it shows escaped.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except PalimpsestError as error:
-        print(f"palimpsest: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"palimpsest: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -233,11 +238,12 @@ def erase(
     concepts = [find_concept(name) for name in concept]
     model = Model.load(base, download=download)
     erased = method.erase(model, concepts, random=stream(seed, "erase", method.label, *concept))
-    if out.suffix == ".safetensors":
-        changed = difference(erased, model)
-        save_file(to_low_rank(changed, model) if lora else changed, out)
-    else:
-        erased.save(out)
+    with writing(out):
+        if out.suffix == ".safetensors":
+            changed = difference(erased, model)
+            save_file(to_low_rank(changed, model) if lora else changed, out)
+        else:
+            erased.save(out)
     _say(f"{method.label} erased {', '.join(concept)} from {base}: {out}")
 
 
@@ -267,10 +273,12 @@ def draw(
     if weights is not None:
         model = Checkpoint(path=str(weights), partial=True).erase(model, [], random=stream(seed))
     attempts = [Attempt(prompt=words, seed=seed + number) for words in prompt for number in range(count)]
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     for number, (attempt, picture) in enumerate(zip(attempts, model.draw(attempts, sampling), strict=True)):
         path = out / f"{number:03}.png"
-        picture.save(path)
+        with writing(path):
+            picture.save(path)
         _say(f"{path}  {attempt.prompt!r}, seed {attempt.seed}")
 
 
@@ -407,7 +415,7 @@ def _tell(value: object) -> None:
 
 def _say(text: str) -> None:
     """One line as it is: nothing in a user's name or path is markup."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

@@ -80,7 +80,7 @@ def build(what: str, parts: Sequence[type[PartT]], spec: str | Mapping[str, Any]
     # JSON mode is strict about types (a string is no number) and lenient about tuples written as lists.
     checked = with_config(ConfigDict(strict=True, allow_inf_nan=False))(part)
     try:
-        return TypeAdapter(checked).validate_json(json.dumps(settings))
+        return TypeAdapter(checked).validate_json(json.dumps(settings, default=str))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"])

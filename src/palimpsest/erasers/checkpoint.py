@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,26 +16,14 @@ from palimpsest.erasers.base import Eraser
 from palimpsest.errors import BadCheckpoint, BadSetting
 from palimpsest.model import Model
 from palimpsest.model.layouts import from_compvis, from_low_rank, is_compvis, is_low_rank
+from palimpsest.model.screening import PICKLED, READ_ERRORS, first_line, read_json, screen_files, screen_weights
 from palimpsest.records import Concept
 
-PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
 """peft's files in its folder."""
 METADATA = "lora_adapter_metadata"
 """Where diffusers keeps a LoRA's settings in the header of its file."""
 PARTS = ("unet", "text_encoder")
-DAMAGED = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-"""What PyTorch raises on a file that is cut short or no PyTorch file at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +48,7 @@ class Checkpoint(Eraser):
 
     def __post_init__(self) -> None:
         """Refuses a path at which nothing can be read, before any model is opened."""
-        if not Path(self.path).exists():
+        if not _is_there(Path(self.path)):
             raise BadSetting(f"{self.name}: expected the path of a file or folder, got {self.path!r}: no such file")
         if not Path(self.path).is_dir() and Path(self.path).suffix not in (".safetensors", *PICKLED):
             endings = ", ".join((".safetensors", *PICKLED))
@@ -76,6 +63,8 @@ class Checkpoint(Eraser):
             yield 1, _pipeline(path, model)
             return
         file = path / ADAPTER[0] if path.is_dir() else path
+        if path.is_dir():
+            screen_files(path)
         state = read_state(file)
         try:
             if is_low_rank(state):
@@ -122,6 +111,14 @@ class Checkpoint(Eraser):
             )
 
 
+def _is_there(path: Path) -> bool:
+    """Whether there is a folder, or a file that can be read to its end."""
+    try:
+        return path.is_dir() or path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """What peft wrote beside a LoRA in its folder, or diffusers into its file; empty where neither did.
 
@@ -130,12 +127,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     told: Any = {}
     try:
         if path.name == ADAPTER[0] and (path.parent / ADAPTER[1]).exists():
-            told = json.loads((path.parent / ADAPTER[1]).read_text(encoding="utf-8"))
+            told = read_json(path.parent / ADAPTER[1])
         elif path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 told = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"settings of the LoRA that cannot be read ({_first_line(error)})") from None
+    except READ_ERRORS as error:
+        raise BadCheckpoint(f"settings of the LoRA that cannot be read ({first_line(error)})") from None
     if not isinstance(told, dict):
         raise BadCheckpoint(f"expected the LoRA's settings as a table, got {type(told).__name__}")
     for key, value in told.items():
@@ -146,20 +143,23 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, without running anything that the file brings along."""
+    if not path.is_file():
+        raise BadCheckpoint(f"{path}: expected a file, got something else or nothing")
+    screen_weights(path)
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise BadCheckpoint(f"{path}: not a whole safetensors file ({_first_line(error)})") from None
+        raise BadCheckpoint(f"{path}: not a whole safetensors file ({first_line(error)})") from None
     except pickle.UnpicklingError:
         raise BadCheckpoint(
             f"{path}: not a PyTorch file of tensors alone: damaged, or it holds objects whose opening could run code; "
             "nothing was run; a state_dict() saved by itself would do"
         ) from None
-    except DAMAGED as error:
-        raise BadCheckpoint(f"{path}: cannot be read as a PyTorch file ({_first_line(error)})") from None
+    except READ_ERRORS as error:
+        raise BadCheckpoint(f"{path}: cannot be read as a PyTorch file ({first_line(error)})") from None
     if not isinstance(state, dict) or not state:
         raise BadCheckpoint(f"{path}: expected a state dict (names and tensors), got {type(state).__name__}")
     for key, value in state.items():
@@ -167,11 +167,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
             raise BadCheckpoint(
                 f"{path}: expected a state dict (names and tensors), got {type(value).__name__} at {key!r}"
             )
+        if not _is_whole(value):
+            raise BadCheckpoint(f"{path}: expected dense tensors that lie in the file, got another at {key!r}")
     return state
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers are all there: a few bytes can pose as a tensor of any shape."""
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _aliases(name: str) -> list[str]:
@@ -198,8 +203,6 @@ def _fault(tensor: Tensor, weight: Tensor) -> str:
     """What keeps a tensor from taking a weight's place; empty: nothing."""
     if tensor.shape != weight.shape:
         return f"expected shape {tuple(weight.shape)}, got {tuple(tensor.shape)}"
-    if tensor.layout is not torch.strided or tensor.is_meta:
-        return "expected a dense tensor"
     if not tensor.is_floating_point():
         return f"expected floating point, got {str(tensor.dtype).removeprefix('torch.')}"
     # In the base's type: a number that is finite in single precision need not be so in half.

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from palimpsest.errors import writing
 from palimpsest.report import page
 from palimpsest.report.findings import as_json, find
 from palimpsest.report.ledger import read
@@ -26,11 +27,25 @@ def table(folder: Path) -> list[dict[str, Any]]:
 
 
 def write(folder: Path) -> Path:
-    """Writes the three reports into the run's folder; returns the path of ``report.html``."""
+    """Writes the three reports into the run's folder; returns the path of ``report.html``; raises ``BadRun``."""
     findings = find(read(folder))
-    path = folder / "report.html"
-    path.write_text(page.html(findings), encoding="utf-8")
-    (folder / "report.md").write_text(page.markdown(findings), encoding="utf-8")
     data = json.dumps(as_json(findings), indent=1, ensure_ascii=False)
-    (folder / "report.json").write_text(data + "\n", encoding="utf-8")
-    return path
+    for name, text in (
+        ("report.md", page.markdown(findings)),
+        ("report.json", data + "\n"),
+        ("report.html", page.html(findings)),
+    ):
+        _write(folder / name, text)
+    return folder / "report.html"
+
+
+def _write(path: Path, text: str) -> None:
+    """The file is there whole or as it was before."""
+    part = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        try:
+            # A name in a damaged ledger may hold halves of characters.
+            part.write_text(text, encoding="utf-8", errors="backslashreplace")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The same goals, drawn by the base, by each victim, and under each attack."""
 
 import re
+import struct
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ COARSE = 10
 """The same for a ``content`` concept: enough to tell pictures apart, too little to show what is on them."""
 MOST = 180
 """Pictures embedded in one page, so that it stays small."""
+LARGEST = 2**24
+"""Pixels of a picture that is still embedded."""
 GOALS = 4
 """Goals shown per concept at most: the first by prompt and seed, never chosen by how they ended."""
 
@@ -97,9 +100,18 @@ def _tile(folder: Path, outcome: Outcome, coarse: bool) -> Tile | None:
 def _embed(path: Path, coarse: bool) -> str | None:
     """The picture, made small, as a data URI."""
     try:
-        with Image.open(path) as opened:
+        # Pillow reads formats through which a file has programs run or memory filled.
+        with Image.open(path, formats=("PNG",)) as opened:
+            if opened.width * opened.height > LARGEST:
+                return None
             picture = opened.convert("RGB")
-    except OSError:  # a damaged picture is shown as missing; the ledger, not the picture, holds the verdict
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        struct.error,
+        Image.DecompressionBombError,
+    ):  # a damaged picture is shown as missing; the ledger, not the picture, holds the verdict
         return None
     kept = BytesIO()
     if coarse:
