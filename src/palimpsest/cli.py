@@ -252,7 +252,7 @@ def draw(
     prompt: Annotated[list[str], typer.Argument(help="One or more prompts.")],
     base: Base = "miniature",
     weights: Annotated[Path | None, typer.Option(help="Changed weights to put into the base.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Pictures per prompt, of as many seeds.")] = 1,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="Pictures per prompt, of as many seeds.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The first picture's.")] = 0,
     scheduler: Annotated[str, typer.Option()] = "ddim",
     steps: Annotated[int, typer.Option()] = 25,
@@ -269,6 +269,9 @@ def draw(
 
     settings = {"scheduler": scheduler, "steps": steps, "guidance": guidance}
     sampling = check_table(Sampling, settings, where="sampling", error=BadSetting)
+    for words in prompt:
+        if any("\ud800" <= sign <= "\udfff" for sign in words):  # bytes that were no text
+            raise BadSetting(f"expected a prompt in the terminal's encoding, got {words!r}")
     model = Model.load(base, download=download)
     if weights is not None:
         model = Checkpoint(path=str(weights), partial=True).erase(model, [], random=stream(seed))

@@ -112,6 +112,7 @@ class Store:
     def provenance(self) -> dict[str, Any]:
         """How the run is made; empty before its first opening."""
         try:
+            _require_file(self._provenance_path)
             known = json.loads(self._provenance_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
@@ -240,8 +241,15 @@ def _content(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
+def _require_file(path: Path) -> None:
+    """A pipe or a device may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError("something that is no file")
+
+
 def _is_toml(path: Path) -> bool:
     try:
+        _require_file(path)
         return bool(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
         return False
@@ -275,8 +283,7 @@ def _read(path: Path, record: type[RecordT]) -> list[RecordT]:
     if not path.exists():
         return []
     try:
-        if not path.is_file():
-            raise OSError("it is no file")
+        _require_file(path)
         content = path.read_bytes()
     except OSError as error:
         raise BadRun(f"{path}: cannot be read ({error})") from None

@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from palimpsest.assets import miniature_folder, twin_folder
 from palimpsest.errors import BadModel
 from palimpsest.model.screening import (
+    LARGEST_SIDE,
     READ_ERRORS,
     first_line,
     read_json,
@@ -273,6 +274,9 @@ def check(parts: Parts, source: str) -> None:
             raise BadModel(
                 f"expected a plain Stable Diffusion denoiser in {source}, got one with {field}={unet[field]}"
             )
+    sides = unet.sample_size if isinstance(unet.sample_size, list | tuple) else (unet.sample_size,) * 2
+    if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE // 8 for side in sides):
+        raise BadModel(f"expected a sample_size from 1 to {LARGEST_SIDE // 8} in {source}, got {unet.sample_size}")
     if unet.in_channels != parts.vae.config.latent_channels:
         raise BadModel(
             f"expected a denoiser of {parts.vae.config.latent_channels} channels, as the autoencoder of {source} has, "

@@ -1,5 +1,6 @@
 """From noise to pictures."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ SCHEDULERS: dict[str, Any] = {
     "euler": EulerDiscreteScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
 }
+MOST_STEPS = 1000
+"""As many as a model was trained with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +49,10 @@ class Sampling:
         if self.scheduler not in SCHEDULERS:
             raise unknown("scheduler", self.scheduler, SCHEDULERS)
         for setting in ("steps", "draft_steps"):
-            if getattr(self, setting) < 1:
-                raise BadSetting(f"expected {setting} >= 1, got {getattr(self, setting)}")
+            if not 1 <= getattr(self, setting) <= MOST_STEPS:
+                raise BadSetting(f"expected {setting} from 1 to {MOST_STEPS}, got {getattr(self, setting)}")
+        if not math.isfinite(self.guidance):
+            raise BadSetting(f"expected a finite guidance, got {self.guidance}")
 
 
 class Walk:

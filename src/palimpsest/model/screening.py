@@ -30,7 +30,7 @@ LARGEST_NUMBER = 2**20
 """In the configuration of a network or a scheduler: what it sizes, or counts."""
 LARGEST_SIDE = 4096
 """Pixels that an image processor may ask for."""
-MOST_MODULES = 20_000
+MOST_MODULES = 5_000
 """Of one network; Stable Diffusion's denoiser has 700."""
 READ_ERRORS = (
     ArithmeticError,
