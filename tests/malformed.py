@@ -178,37 +178,39 @@ def harmed_safetensors(draw: Draw, content: bytes) -> bytes:
     if how == "length":
         told = draw(st.sampled_from([0, 1, length - 1, length + 1, 10**6, 10**9, 2**63, 2**64 - 1]))
         return told.to_bytes(8, "little") + content[8:]
-    names = [name for name in header if name != "__metadata__"]
     for _ in range(draw(st.integers(1, 3))):
-        name = draw(st.sampled_from(names))
-        entry = header.get(name)
-        if not isinstance(entry, dict):
-            entry = header[name] = {}
-        match draw(st.sampled_from(["dtype", "shape", "offsets", "name", "drop", "metadata", "entry"])):
-            case "dtype":
-                entry["dtype"] = draw(
-                    st.sampled_from(["F64", "F16", "BF16", "I8", "I64", "BOOL", "F8_E4M3", "X", None, 1])
-                )
-            case "shape":
-                entry["shape"] = draw(
-                    st.sampled_from(
-                        [[], [0], [10**12], [10**6, 10**6], [-1], [1.5], [2**63, 2], "x", [10**12, 0], None]
-                    )
-                )
-            case "offsets":
-                entry["data_offsets"] = draw(
-                    st.sampled_from([[0, 0], [0, 10**12], [-1, 4], [8, 4], [0], [0, len(data)], "x", [0, 2**64]])
-                )
-            case "name":
-                header[draw(st.sampled_from(KEYS) | st.just(f"unet.{name}"))] = header.pop(name, entry)
-            case "drop":
-                header.pop(name, None)
-            case "metadata":
-                header["__metadata__"] = draw(wrong())
-            case "entry":
-                header[name] = draw(wrong())
+        _harm_header(draw, header, len(data))
     told = json.dumps(header).encode()
     return len(told).to_bytes(8, "little") + told + data
+
+
+def _harm_header(draw: Draw, header: dict[str, Any], size: int) -> None:
+    names = [name for name in header if name != "__metadata__"]
+    if not names:
+        return
+    name = draw(st.sampled_from(names))
+    entry = header.get(name)
+    if not isinstance(entry, dict):
+        entry = header[name] = {}
+    match draw(st.sampled_from(["dtype", "shape", "offsets", "name", "drop", "metadata", "entry"])):
+        case "dtype":
+            entry["dtype"] = draw(st.sampled_from(["F64", "F16", "BF16", "I8", "I64", "BOOL", "F8_E4M3", "X", None, 1]))
+        case "shape":
+            entry["shape"] = draw(
+                st.sampled_from([[], [0], [10**12], [10**6, 10**6], [-1], [1.5], [2**63, 2], "x", [10**12, 0], None])
+            )
+        case "offsets":
+            entry["data_offsets"] = draw(
+                st.sampled_from([[0, 0], [0, 10**12], [-1, 4], [8, 4], [0], [0, size], "x", [0, 2**64]])
+            )
+        case "name":
+            header[draw(st.sampled_from(KEYS) | st.just(f"unet.{name}"))] = header.pop(name, entry)
+        case "drop":
+            header.pop(name, None)
+        case "metadata":
+            header["__metadata__"] = draw(wrong())
+        case "entry":
+            header[name] = draw(wrong())
 
 
 def harmed_csv(draw: Draw, content: str) -> bytes:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import sys
 from dataclasses import asdict
 from enum import StrEnum
@@ -20,6 +21,8 @@ from palimpsest.concept_file import shipped_concepts
 from palimpsest.errors import BadRun, BadSetting, PalimpsestError, one_line, printable, unknown, writing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from palimpsest.forecast import Forecast
     from palimpsest.jobs import Job
     from palimpsest.model import Model
@@ -238,13 +241,30 @@ def erase(
     concepts = [find_concept(name) for name in concept]
     model = Model.load(base, download=download)
     erased = method.erase(model, concepts, random=stream(seed, "erase", method.label, *concept))
-    with writing(out):
-        if out.suffix == ".safetensors":
-            changed = difference(erased, model)
-            save_file(to_low_rank(changed, model) if lora else changed, out)
-        else:
-            erased.save(out)
+    if out.suffix == ".safetensors":
+        changed = difference(erased, model)
+        state = to_low_rank(changed, model) if lora else changed
+        _save(out, lambda path: save_file(state, path))
+    else:
+        _save(out, erased.save)
     _say(f"{method.label} erased {', '.join(concept)} from {base}: {out}")
+
+
+def _save(out: Path, write: "Callable[[Path], object]") -> None:
+    """Writes a file or folder, whole or not at all."""
+    from safetensors import SafetensorError
+
+    part = out.with_name(f".{out.name}.partial")
+    with writing(out):
+        try:
+            write(part)
+            part.rename(out)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+        finally:
+            if part.is_dir():
+                shutil.rmtree(part)
+            part.unlink(missing_ok=True)
 
 
 @app.command()
@@ -253,7 +273,7 @@ def draw(
     base: Base = "miniature",
     weights: Annotated[Path | None, typer.Option(help="Changed weights to put into the base.")] = None,
     count: Annotated[int, typer.Option(min=1, max=10_000, help="Pictures per prompt, of as many seeds.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="The first picture's.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="The first picture's.")] = 0,
     scheduler: Annotated[str, typer.Option()] = "ddim",
     steps: Annotated[int, typer.Option()] = 25,
     guidance: Annotated[float, typer.Option()] = 7.5,

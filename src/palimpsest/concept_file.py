@@ -84,6 +84,8 @@ def check_concept(table: Mapping[str, Any], *, where: str) -> Concept:
             raise BadConcept(f"{where}: expected as many {key} as prompts ({len(concept.prompts)}), got {len(values)}")
         if not all(math.isfinite(value) and value >= 0 for value in values):
             raise BadConcept(f"{where}: expected {key} of 0 or more, got {min(values)}")
+    if max(concept.seeds, default=0) >= 2**63:
+        raise BadConcept(f"{where}: expected seeds below 2^63, got {max(concept.seeds)}")
     return concept
 
 

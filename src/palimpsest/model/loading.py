@@ -274,9 +274,7 @@ def check(parts: Parts, source: str) -> None:
             raise BadModel(
                 f"expected a plain Stable Diffusion denoiser in {source}, got one with {field}={unet[field]}"
             )
-    sides = unet.sample_size if isinstance(unet.sample_size, list | tuple) else (unet.sample_size,) * 2
-    if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE // 8 for side in sides):
-        raise BadModel(f"expected a sample_size from 1 to {LARGEST_SIDE // 8} in {source}, got {unet.sample_size}")
+    _check_size(unet.sample_size, source)
     if unet.in_channels != parts.vae.config.latent_channels:
         raise BadModel(
             f"expected a denoiser of {parts.vae.config.latent_channels} channels, as the autoencoder of {source} has, "
@@ -297,6 +295,16 @@ def check(parts: Parts, source: str) -> None:
         raise BadModel(f"expected prediction type epsilon or v_prediction in {source}, got {prediction}")
     if not float(parts.scheduler.alphas_cumprod[-1]) > 0:
         raise BadModel(f"expected a noise schedule that keeps some signal at its last step in {source}, got none")
+    _check_weights(parts, source)
+
+
+def _check_size(size: Any, source: str) -> None:
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE // 8 for side in sides):
+        raise BadModel(f"expected a sample_size from 1 to {LARGEST_SIDE // 8} in {source}, got {size}")
+
+
+def _check_weights(parts: Parts, source: str) -> None:
     for part in ("unet", "text_encoder", "vae"):
         for name, weight in getattr(parts, part).named_parameters():
             if weight.is_meta:

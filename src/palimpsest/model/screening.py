@@ -80,7 +80,7 @@ def read_json(path: Path) -> Any:
 
 
 def screen(folder: Path) -> None:
-    """Raises ``BadModel`` for anything through which a folder could run code, lead elsewhere, or hang or fill a machine.
+    """Raises ``BadModel`` for anything through which a folder could run code, lead elsewhere, hang or fill a machine.
 
     Nothing of it is opened but its JSON files and the first bytes of its weights.
     """
