@@ -137,7 +137,9 @@ def size(run: Path) -> int:
     return sum(4 * -(-path.stat().st_size // 4096) for path in run.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.85, 0.97])
+@pytest.mark.parametrize(
+    "share", [0.3, 0.85, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.02, 0.6, 0.7, 0.97))]
+)
 def test_a_full_disk_during_an_audit(disk: Callable[..., Path], home: Path, share: float) -> None:
     whole = size(home / "whole")
     run = disk(int(share * whole)) / "run"
@@ -194,7 +196,7 @@ def of_zeros(line: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["trials.jsonl", "readings.jsonl"])
-@pytest.mark.parametrize("harm", [torn, flipped, of_zeros])
+@pytest.mark.parametrize("harm", [torn, *(pytest.param(harm, marks=pytest.mark.slow) for harm in (flipped, of_zeros))])
 def test_a_damaged_line_in_the_middle_is_named(run: Path, home: Path, name: str, harm: Callable) -> None:
     path = run / name
     good = path.read_bytes()
@@ -219,6 +221,7 @@ def test_a_torn_last_line_is_done_again(run: Path, home: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["trials.jsonl", "readings.jsonl", "provenance.json"])
+@pytest.mark.slow
 def test_a_folder_or_a_pipe_in_the_place_of_a_file(run: Path, home: Path, name: str) -> None:
     (run / name).rename(run.parent / name)
     for make in (os.mkdir, os.mkfifo):
@@ -266,7 +269,9 @@ def test_erased_weights_that_are_gone_are_made_again(run: Path, home: Path) -> N
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("harm", ["cut", "emptied", "one bit"])
+@pytest.mark.parametrize(
+    "harm", ["one bit", *(pytest.param(harm, marks=pytest.mark.slow) for harm in ("cut", "emptied"))]
+)
 def test_damaged_erased_weights_are_named(run: Path, home: Path, harm: str) -> None:
     path = weights(half(run))
     content = bytearray(path.read_bytes())
@@ -279,7 +284,11 @@ def test_damaged_erased_weights_are_named(run: Path, home: Path, harm: str) -> N
     ends_the_same(run, home)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"a":' * 5000, b"[" * 5000])
+SELDOM = (b"{", b"null", b"\xff\xfe", b"[" * 5000)
+PROVENANCES = [b"", b"[]", *(pytest.param(content, marks=pytest.mark.slow) for content in SELDOM)]
+
+
+@pytest.mark.parametrize("content", PROVENANCES)
 def test_a_damaged_provenance_is_named(run: Path, home: Path, content: bytes) -> None:
     path = half(run) / "provenance.json"
     good, before = path.read_bytes(), ledger(run)
@@ -290,7 +299,9 @@ def test_a_damaged_provenance_is_named(run: Path, home: Path, content: bytes) ->
     ends_the_same(run, home)
 
 
-@pytest.mark.parametrize("content", [b"", b"[", b"\xff\xfe", None])
+@pytest.mark.parametrize(
+    "content", [b"[", *(pytest.param(content, marks=pytest.mark.slow) for content in (b"", b"\xff\xfe", None))]
+)
 def test_a_damaged_audit_is_written_again(run: Path, home: Path, content: bytes | None) -> None:
     path = half(run) / "audit.toml"
     good = path.read_bytes()
