@@ -84,7 +84,9 @@ def found(run: Path) -> Any:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(entry) for key, entry in value.items() if key not in ("seconds", "started", "command")}
+        return {
+            key: _timeless(entry) for key, entry in value.items() if key not in ("seconds", "started", "command", "git")
+        }
     return [_timeless(entry) for entry in value] if isinstance(value, list) else value
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,13 @@ def open_twin(dtype: torch.dtype) -> Parts:
 def open_parts(source: str | Path, dtype: torch.dtype, *, download: bool, config: str | Path | None) -> Parts:
     """Opens a folder, a .safetensors file or a hub id, and checks what came out."""
     path = Path(source)
-    if path.is_dir():
+    with reading(str(source)):  # a name may be one that no file can have
+        is_folder, is_file = path.is_dir(), path.is_file()
+    if is_folder:
         parts = open_folder(path, dtype)
-    elif path.suffix == ".safetensors" and path.is_file():
+    elif path.suffix == ".safetensors" and is_file:
         parts = open_file(path, dtype, download=download, config=config)
-    elif path.is_file():
+    elif is_file:
         raise BadModel(f"expected a folder or a .safetensors file, got {path.name!r}: convert it to safetensors first")
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         parts = open_folder(fetch(str(source), download=download), dtype)
@@ -186,7 +189,7 @@ def _classes(folder: Path) -> dict[str, Any]:
 def _network(network: Any, part: str, where: Path, dtype: torch.dtype) -> Any:
     """A network from safetensors, else from a .bin that may hold tensors only; every weight must be there."""
     safe, variant = _weights_file(part, where)
-    require_filled(lambda: _built(network, where), where)
+    require_filled(partial(_built, network, where), where)
     # Told the type, because transformers keeps the stored one where diffusers opens everything as float32. A .bin goes
     # through torch.load with weights_only=True in both libraries. Of a weight of a wrong shape diffusers tells in its
     # error, transformers only in its report.
@@ -243,7 +246,7 @@ def open_file(path: Path, dtype: torch.dtype, *, download: bool, config: str | P
         for part in STEMS:
             with reading(f"{part} of {config}"):
                 where = Path(config) / part
-                require_filled(lambda part=part, where=where: _built(classes[part], where), where, path.stat().st_size)
+                require_filled(partial(_built, classes[part], where), where, path.stat().st_size)
     try:
         # Reached for here, because importing it warns of what only its safety checker needs.
         pipeline = diffusers.StableDiffusionPipeline.from_single_file(

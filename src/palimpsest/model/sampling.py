@@ -65,8 +65,12 @@ class Walk:
         # A config made for another scheduler does not say, and Stable Diffusion leaves the Runge-Kutta steps out.
         changes = {"skip_prk_steps": config.get("skip_prk_steps", True)} if name == "pndm" else {}
         self.scheduler = SCHEDULERS[name].from_config(dict(config) | changes)
-        self.scheduler.set_timesteps(steps, device=device)
+        trained = int(self.scheduler.config.num_train_timesteps)
+        if steps <= trained:
+            self.scheduler.set_timesteps(steps, device=device)
         times = self.scheduler.timesteps
+        if steps > trained or float(times.max()) > trained - 1:
+            raise BadSetting(f"expected fewer steps than the {trained} that the model was trained with, got {steps}")
         self.linear_multistep = name == "pndm" and self.scheduler.config.skip_prk_steps
         self.runge_kutta = name == "pndm" and not self.scheduler.config.skip_prk_steps
         # PLMS evaluates its second timestep twice, the second time to correct the first step.
