@@ -318,6 +318,7 @@ CASES: dict[str, list[tuple[Callable[[Path], tuple[object, ...]], Harm, str]]] =
         (base, config("model/unet/config.json", layers_per_block=10**5), "of more than 5,000 modules"),
         (base, config("model/unet/config.json", cross_attention_dim=10**12), "expected cross_attention_dim of at most"),
         (base, config("model/unet/config.json", sample_size=10**6), "sample_size"),
+        (base, config("model/unet/config.json", sample_size=10**400), "sample_size"),
         (base, config("model/vae/config.json", block_out_channels=[8] * 5000), "vae of"),
         (base, config("model/text_encoder/config.json", vocab_size=10**6), "declares a network of"),
         (base, config("model/text_encoder/config.json", hidden_size=10**6), "declares a network of"),

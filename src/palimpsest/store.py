@@ -190,7 +190,7 @@ class Store:
         try:
             with safe_open(path, "pt") as file:
                 told = (file.metadata() or {}).get(CONTENT)
-                found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
+                found = {key: file.get_tensor(key) for key in file.keys()}
             if told not in (None, _content(found)):
                 raise ValueError("its numbers are not those that were written")
         except (SafetensorError, OSError, ValueError) as error:
