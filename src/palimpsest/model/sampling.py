@@ -49,8 +49,10 @@ class Sampling:
         if self.scheduler not in SCHEDULERS:
             raise unknown("scheduler", self.scheduler, SCHEDULERS)
         for setting in ("steps", "draft_steps"):
-            if not 1 <= getattr(self, setting) <= MOST_STEPS:
-                raise BadSetting(f"expected {setting} from 1 to {MOST_STEPS}, got {getattr(self, setting)}")
+            if getattr(self, setting) < 1:
+                raise BadSetting(f"expected {setting} >= 1, got {getattr(self, setting)}")
+            if getattr(self, setting) > MOST_STEPS:
+                raise BadSetting(f"expected {setting} <= {MOST_STEPS}, got {getattr(self, setting)}")
         if not math.isfinite(self.guidance):
             raise BadSetting(f"expected a finite guidance, got {self.guidance}")
 
