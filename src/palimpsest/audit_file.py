@@ -24,6 +24,11 @@ MINIATURE, TWIN = "miniature", "twin"
 STEPS = {"quick": 15}
 """A picture's steps by budget, where the audit does not say; 25 for all others."""
 
+MOST_GOALS = 100_000
+"""Per concept."""
+MOST_SAMPLES = 4096
+"""Per batch."""
+
 Spec = str | dict[str, Any]
 """A part: ``name``, ``name:setting=value,...`` or a table with its name and settings."""
 PartT = TypeVar("PartT", bound=Component)
@@ -66,10 +71,12 @@ def make_audit(table: Mapping[str, Any], *, where: str = "audit") -> Audit:
     """The audit that a table describes; its concepts and parts may also be given ready made."""
     plain = {key: as_toml(value) for key, value in table.items()}
     written = check_table(_Written, plain, where=where, error=BadAudit)
-    for key, least in (("goals", 1), ("seed", 0), ("batch", 1)):
+    for key, least, most in (("goals", 1, MOST_GOALS), ("seed", 0, 2**63), ("batch", 1, MOST_SAMPLES)):
         value = getattr(written, key)
         if value is not None and value < least:
             raise BadAudit(f"{where}: expected {key} >= {least}, got {value}")
+        if value is not None and value > most:
+            raise BadAudit(f"{where}: expected {key} <= {most:,}, got {value}")
     judges = table.get("judges", ())
     if not judges and written.base in (MINIATURE, TWIN):
         judges = (MINIATURE, f"{MINIATURE}_second")

@@ -1,5 +1,6 @@
 """The main job as one function."""
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +51,8 @@ def plan(source: str | Path | None, settings: Mapping[str, Any]) -> Audit:
 
 def folder_of(planned: Audit) -> Path:
     """``runs/DATE-NAME-HASH``; one that holds the same audit already, so that the same command goes on with it."""
-    ending = f"-{planned.name}-{planned.protocol[:8]}"
+    # A name may hold what leads elsewhere in a path.
+    name = re.sub(r"[^\w.-]+", "-", planned.name).strip(".-")[:60]
+    ending = f"-{name}-{planned.protocol[:8]}"
     known = sorted(path for path in RUNS.glob(f"*{ending}") if path.is_dir())
     return known[-1] if known else RUNS / f"{datetime.now(UTC):%Y-%m-%d}{ending}"

@@ -1,8 +1,10 @@
 """The command line. A command imports what it needs when it runs: ``list`` and ``report`` answer at once."""
 
+import io
 import json
 import os
 import shlex
+import shutil
 import sys
 from dataclasses import asdict
 from enum import StrEnum
@@ -16,9 +18,11 @@ from rich.text import Text
 
 from palimpsest.catalogue import KINDS, parts
 from palimpsest.concept_file import shipped_concepts
-from palimpsest.errors import BadRun, BadSetting, PalimpsestError, unknown
+from palimpsest.errors import BadRun, BadSetting, PalimpsestError, one_line, printable, unknown, writing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from palimpsest.forecast import Forecast
     from palimpsest.jobs import Job
     from palimpsest.model import Model
@@ -90,10 +94,14 @@ def main() -> None:
     # What the libraries tell while they open weights is no news to a user of this program.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    # A path need not be text: what the terminal cannot show, it shows escaped.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except PalimpsestError as error:
-        print(f"palimpsest: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"palimpsest: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -240,10 +248,28 @@ def erase(
     erased = method.erase(model, concepts, random=stream(seed, "erase", method.label, *concept))
     if out.suffix == ".safetensors":
         changed = difference(erased, model)
-        save_file(to_low_rank(changed, model) if lora else changed, out)
+        state = to_low_rank(changed, model) if lora else changed
+        _save(out, lambda path: save_file(state, path))
     else:
-        erased.save(out)
+        _save(out, erased.save)
     _say(f"{method.label} erased {', '.join(concept)} from {base}: {out}")
+
+
+def _save(out: Path, write: "Callable[[Path], object]") -> None:
+    """Writes a file or folder, whole or not at all."""
+    from safetensors import SafetensorError
+
+    part = out.with_name(f".{out.name}.partial")
+    with writing(out):
+        try:
+            write(part)
+            part.rename(out)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+        finally:
+            if part.is_dir():
+                shutil.rmtree(part)
+            part.unlink(missing_ok=True)
 
 
 @app.command()
@@ -251,8 +277,8 @@ def draw(
     prompt: Annotated[list[str], typer.Argument(help="One or more prompts.")],
     base: Base = "miniature",
     weights: Annotated[Path | None, typer.Option(help="Changed weights to put into the base.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Pictures per prompt, of as many seeds.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="The first picture's.")] = 0,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="Pictures per prompt, of as many seeds.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="The first picture's.")] = 0,
     scheduler: Annotated[str, typer.Option()] = "ddim",
     steps: Annotated[int, typer.Option()] = 25,
     guidance: Annotated[float, typer.Option()] = 7.5,
@@ -268,14 +294,19 @@ def draw(
 
     settings = {"scheduler": scheduler, "steps": steps, "guidance": guidance}
     sampling = check_table(Sampling, settings, where="sampling", error=BadSetting)
+    for words in prompt:
+        if any("\ud800" <= sign <= "\udfff" for sign in words):  # bytes that were no text
+            raise BadSetting(f"expected a prompt in the terminal's encoding, got {words!r}")
     model = Model.load(base, download=download)
     if weights is not None:
         model = Checkpoint(path=str(weights), partial=True).erase(model, [], random=stream(seed))
     attempts = [Attempt(prompt=words, seed=seed + number) for words in prompt for number in range(count)]
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     for number, (attempt, picture) in enumerate(zip(attempts, model.draw(attempts, sampling), strict=True)):
         path = out / f"{number:03}.png"
-        picture.save(path)
+        with writing(path):
+            picture.save(path)
         _say(f"{path}  {attempt.prompt!r}, seed {attempt.seed}")
 
 
@@ -464,7 +495,7 @@ def _tell(value: object) -> None:
 
 def _say(text: str) -> None:
     """One line as it is: nothing in a user's name or path is markup."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

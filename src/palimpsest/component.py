@@ -10,6 +10,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from palimpsest.errors import BadSetting, unknown
 
+LARGEST = 1_000_000
+"""The largest whole number that a part may be set to: more of anything would never end."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
@@ -77,10 +80,12 @@ def build(what: str, parts: Sequence[type[PartT]], spec: str | Mapping[str, Any]
         # A choice that looks like a number may be written as one: uce:form=2023.
         if isinstance(value, int) and str(value) in get_args(types[setting]):
             settings[setting] = str(value)
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise BadSetting(f"{what} {name!r}, setting {setting!r}: expected at most {LARGEST:,}, got {value}")
     # JSON mode is strict about types (a string is no number) and lenient about tuples written as lists.
     checked = with_config(ConfigDict(strict=True, allow_inf_nan=False))(part)
     try:
-        return TypeAdapter(checked).validate_json(json.dumps(settings))
+        return TypeAdapter(checked).validate_json(json.dumps(settings, default=str))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"])

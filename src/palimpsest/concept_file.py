@@ -28,9 +28,16 @@ _adapters: dict[type, TypeAdapter[Any]] = {}
 def read_table(path: Path, error: type[PalimpsestError]) -> dict[str, Any]:
     """What a TOML file holds; raises ``error``, which names the file, where it cannot be read."""
     try:
+        _require_file(path)
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
+    except (OSError, ValueError, RecursionError) as cause:
         raise error(f"{path}: expected a TOML file, got {cause}") from None
+
+
+def _require_file(path: Path) -> None:
+    """A pipe or a device may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError("something that is no file")
 
 
 def check_table(
@@ -46,12 +53,12 @@ def check_table(
         if record not in _adapters:
             _adapters[record] = TypeAdapter(record)
         checked: RecordT = _adapters[record].validate_json(json.dumps(dict(table), allow_nan=False), strict=True)
-    except (ValueError, TypeError) as cause:
+    except (ValueError, TypeError, RecursionError) as cause:
         raise error(f"{where}: {_first_fault(cause)}") from None
     return checked
 
 
-def _first_fault(cause: ValueError | TypeError) -> str:
+def _first_fault(cause: ValueError | TypeError | RecursionError) -> str:
     if not isinstance(cause, ValidationError):  # dates and infinities, which TOML knows and JSON does not
         return str(cause)
     fault = cause.errors()[0]
@@ -77,6 +84,8 @@ def check_concept(table: Mapping[str, Any], *, where: str) -> Concept:
             raise BadConcept(f"{where}: expected as many {key} as prompts ({len(concept.prompts)}), got {len(values)}")
         if not all(math.isfinite(value) and value >= 0 for value in values):
             raise BadConcept(f"{where}: expected {key} of 0 or more, got {min(values)}")
+    if max(concept.seeds, default=0) >= 2**63:
+        raise BadConcept(f"{where}: expected seeds below 2^63, got {max(concept.seeds)}")
     return concept
 
 
@@ -88,6 +97,7 @@ def read_prompts(path: Path) -> dict[str, Any]:
     ``BadConcept``, which names the file and the row.
     """
     try:
+        _require_file(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             columns, rows = [name for name in reader.fieldnames or () if name], list(reader)

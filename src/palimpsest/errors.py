@@ -23,10 +23,15 @@ __all__ = [
     "MissingExtra",
     "PalimpsestError",
     "UnknownName",
+    "one_line",
+    "printable",
     "unknown",
+    "writing",
 ]
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class PalimpsestError(Exception):
@@ -68,6 +73,32 @@ class BadAsset(PalimpsestError):
 def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
     """The error for a name that nothing answers to: ``no attack called 'x'; there are: ...``."""
     return UnknownName(f"no {what} called {name!r}; there are: {', '.join(sorted(known)) or 'none'}")
+
+
+LONGEST = 3000
+"""Characters of an error on the command line: a hostile file can name anything."""
+
+
+def printable(text: str) -> str:
+    """A text as a terminal may show it: what would steer the terminal is escaped, line ends are kept."""
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode() for sign in text
+    )
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, as one line that a terminal may show."""
+    told = printable(" ".join(str(error).split()))
+    return told if len(told) <= LONGEST else f"{told[:LONGEST]} ... ({len(told) - LONGEST:,} characters more)"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A disk that is full, a folder that is read-only and the like become ``BadRun``, which names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise BadRun(f"cannot write {path}: {error.strerror or error}") from None
 
 
 class MissingExtra(PalimpsestError):

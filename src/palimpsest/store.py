@@ -6,16 +6,18 @@ import io
 import json
 import logging
 import os
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
+import torch
 from PIL.Image import Image
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from palimpsest.errors import BadRun
@@ -86,6 +88,8 @@ class Store:
                 raise BadRun(f"{self.folder} holds another audit: choose another folder, or delete this one")
             self._write(self._provenance_path, _json(provenance(audit)))
             self._write(self.folder / "audit.toml", audit.toml().encode())
+        elif not _is_toml(self.folder / "audit.toml"):
+            self._write(self.folder / "audit.toml", audit.toml().encode())
         if len(whole) < len(trials):
             self._write(self._trials_path, b"".join(_line(trial) for trial in whole))
         self._finished = ended
@@ -114,11 +118,14 @@ class Store:
     def provenance(self) -> dict[str, Any]:
         """How the run is made; empty before its first opening."""
         try:
-            known: dict[str, Any] = json.loads(self._provenance_path.read_text(encoding="utf-8"))
+            _require_file(self._provenance_path)
+            known = json.loads(self._provenance_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BadRun(f"{self._provenance_path}: expected JSON, got {error}") from None
+        if not isinstance(known, dict):
+            raise BadRun(f"{self._provenance_path}: expected a table, got {type(known).__name__}")
         return known
 
     def confirm(self, facts: Mapping[str, Any]) -> None:
@@ -194,10 +201,17 @@ class Store:
     def weights(self, name: str) -> dict[str, Tensor] | None:
         """The changed weights stored under a name; None if there are none."""
         path = self._weights_path(name)
+        if not path.exists():
+            return None
         try:
-            return load_file(path) if path.exists() else None
-        except (SafetensorError, OSError) as error:
+            with safe_open(path, "pt") as file:
+                told = (file.metadata() or {}).get(CONTENT)
+                found = {key: file.get_tensor(key) for key in file.keys()}
+            if told not in (None, _content(found)):
+                raise ValueError("its numbers are not those that were written")
+        except (SafetensorError, OSError, ValueError) as error:
             raise BadRun(f"{path}: cannot be read ({error}); delete it, and it is made again") from None
+        return found
 
     def has_weights(self, name: str) -> bool:
         """Whether changed weights are stored under a name."""
@@ -206,7 +220,8 @@ class Store:
     def keep_weights(self, name: str, weights: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
         """Stores changed weights, with what they are about in the file's header."""
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
-        self._replace(self._weights_path(name), lambda path: save_file(tensors, path, dict(about)))
+        told = {**about, CONTENT: _content(tensors)}
+        self._replace(self._weights_path(name), lambda path: save_file(tensors, path, told))
 
     def _weights_path(self, name: str) -> Path:
         return self.folder / "erased" / f"{name}.safetensors"
@@ -229,6 +244,31 @@ class Store:
 
 
 TEMPORARY = ".partial"
+CONTENT = "content"
+"""Where the header of changed weights holds their checksum."""
+
+
+def _content(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _require_file(path: Path) -> None:
+    """A pipe or a device may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError("something that is no file")
+
+
+def _is_toml(path: Path) -> bool:
+    try:
+        _require_file(path)
+        return bool(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 @contextmanager
@@ -258,7 +298,11 @@ def _read(path: Path, record: type[RecordT]) -> list[RecordT]:
     """The records of a file, one per line; raises ``BadRun`` for a damaged one. A torn last line is cut off."""
     if not path.exists():
         return []
-    content = path.read_bytes()
+    try:
+        _require_file(path)
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadRun(f"{path}: cannot be read ({error})") from None
     *lines, torn = content.split(b"\n")
     if torn:
         log.warning("%s: the last line is torn, and was cut off", path)

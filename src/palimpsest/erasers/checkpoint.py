@@ -13,7 +13,8 @@ from palimpsest.errors import BadCheckpoint, BadSetting
 from palimpsest.model import Model
 from palimpsest.model.layouts import from_compvis, from_low_rank, is_compvis, is_low_rank, refuse_other_adapters
 from palimpsest.model.loading import CLIP_BESIDE_TEXT, architecture, open_network
-from palimpsest.model.state_files import ENDINGS, adapter_in, read_settings, read_state
+from palimpsest.model.screening import WEIGHTS, screen_files
+from palimpsest.model.state_files import adapter_in, read_settings, read_state
 from palimpsest.records import Concept
 
 PARTS = ("unet", "text_encoder")
@@ -43,11 +44,11 @@ class Checkpoint(Eraser):
 
     def __post_init__(self) -> None:
         """Refuses a path at which nothing can be read, before any model is opened."""
-        if not Path(self.path).exists():
+        if not _is_there(Path(self.path)):
             raise BadSetting(f"{self.name}: expected the path of a file or folder, got {self.path!r}: no such file")
-        if not Path(self.path).is_dir() and Path(self.path).suffix not in ENDINGS:
+        if not Path(self.path).is_dir() and Path(self.path).suffix not in WEIGHTS:
             raise BadSetting(
-                f"{self.name}: expected a folder or a file ending in {', '.join(ENDINGS)}, got {self.path!r}"
+                f"{self.name}: expected a folder or a file ending in {', '.join(WEIGHTS)}, got {self.path!r}"
             )
 
     def stages(
@@ -59,8 +60,10 @@ class Checkpoint(Eraser):
         if file is None:
             yield 1, self._folder(path, model)
             return
-        if path.is_dir() and (path / "model_index.json").exists():
-            raise BadCheckpoint(f"{path}: expected a pipeline or a LoRA, got a folder of both: name the LoRA's file")
+        if path.is_dir():
+            if (path / "model_index.json").exists():
+                raise BadCheckpoint(f"{path}: expected a pipeline or a LoRA, got both: name the LoRA's file")
+            screen_files(path)
         state = read_state(file)
         try:
             refuse_other_adapters(state)
@@ -126,6 +129,14 @@ class Checkpoint(Eraser):
             )
 
 
+def _is_there(path: Path) -> bool:
+    """Whether there is a folder, or a file that can be read to its end."""
+    try:
+        return path.is_dir() or path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def _aliases(name: str) -> list[str]:
     """The keys that mean this weight: with its part's name before it or bare, and with CLIP's older prefix.
 
@@ -157,8 +168,6 @@ def _fault(tensor: Tensor, weight: Tensor) -> str:
     """What keeps a tensor from taking a weight's place; empty: nothing."""
     if tensor.shape != weight.shape:
         return f"expected shape {tuple(weight.shape)}, got {tuple(tensor.shape)}"
-    if tensor.layout is not torch.strided or tensor.is_meta:
-        return "expected a dense tensor"
     if not tensor.is_floating_point():
         return f"expected floating point, got {str(tensor.dtype).removeprefix('torch.')}"
     # In the base's type: a number that is finite in single precision need not be so in half.

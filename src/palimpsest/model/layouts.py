@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from palimpsest.errors import BadCheckpoint
 from palimpsest.model.network import Network
+from palimpsest.model.screening import READ_ERRORS, first_line
 
 PARTS = ("unet", "text_encoder")
 COMPVIS = "model.diffusion_model."
 COMPVIS_BLOCKS = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "out.")
+MOST_PATTERNS = 2000
+"""Keys of a LoRA's ``alpha_pattern``; Stable Diffusion has 300 layers."""
 SIDES = {"A": "down", "B": "up", "down": "down", "up": "up"}
 PATTERNS = (
     # The attention processors of older diffusers; the output of an attention is a list there.
@@ -59,6 +63,8 @@ def from_compvis(state: Mapping[str, Tensor], model: Network) -> dict[str, Tenso
         found: dict[str, Tensor] = convert_ldm_unet_checkpoint(named, model.unet.config)
     except KeyError as error:
         raise BadCheckpoint(f"expected a whole denoiser in CompVis' layout, got none of {error}") from None
+    except READ_ERRORS as error:
+        raise BadCheckpoint(f"expected a denoiser in CompVis' layout: {first_line(error)}") from None
     if len(found) != len(named):
         raise BadCheckpoint(
             f"expected a CompVis denoiser of the base's shape: of its {len(named)} weights, {len(found)} have a place"
@@ -102,7 +108,7 @@ def from_low_rank(
         layer, side = _place(key)
         if layer not in layers:
             faults[key] = "no such layer" if side else "no low-rank matrix"
-        elif not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+        elif not tensor.is_floating_point() or not bool(tensor.float().isfinite().all()):
             faults[key] = "expected finite floating point numbers"
         else:
             parts[layers[layer]][side] = tensor
@@ -197,6 +203,10 @@ def _misfit(matrices: Mapping[str, Tensor], weight: Tensor) -> str:
     """What keeps a layer's two matrices from being added to its weight; empty: nothing."""
     if not {"down", "up"} <= set(matrices):
         return f"expected two matrices, got {', '.join(matrices)} alone"
+    if any(matrices[side].ndim < 2 or not matrices[side].numel() for side in ("down", "up")):
+        return f"expected matrices, got {tuple(matrices['down'].shape)} and {tuple(matrices['up'].shape)}"
+    if "alpha" in matrices and matrices["alpha"].numel() != 1:
+        return f"expected one number as alpha, got {matrices['alpha'].numel()}"
     down, up = matrices["down"].flatten(1), matrices["up"].flatten(1)
     if up.shape[1] != len(down) or len(up) * down.shape[1] != weight.numel() or len(up) != len(weight):
         return f"expected matrices for {tuple(weight.shape)}, got {tuple(down.shape)} and {tuple(up.shape)}"
@@ -211,7 +221,23 @@ def _settings_of(part: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _alpha(layer: str, rank: int, settings: Mapping[str, Any]) -> float:
     """What the file's settings say of a layer; r where they say nothing."""
-    for pattern, alpha in dict(settings.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
-            return float(alpha)
-    return float(settings.get("lora_alpha", rank))
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or len(patterns) > MOST_PATTERNS:
+        raise BadCheckpoint(f"expected alpha_pattern as a table of at most {MOST_PATTERNS:,} layers")
+    found = next((alpha for pattern, alpha in patterns.items() if _means(pattern, layer)), None)
+    alpha = settings.get("lora_alpha", rank) if found is None else found
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
+        raise BadCheckpoint(f"expected a number as alpha of {layer}, got {alpha!r}")
+    return float(alpha)
+
+
+@cache
+def _means(pattern: str, layer: str) -> bool:
+    """Whether a key of ``alpha_pattern`` means a layer: peft reads it as a regular expression for the name's end."""
+    # One with groups and repetitions can take for ever to fail.
+    if len(pattern) > 300 or re.search(r"[(+{?]", pattern) or pattern.count("*") > 2:
+        raise BadCheckpoint(f"expected a layer's name or a simple pattern in alpha_pattern, got {pattern[:80]!r}")
+    try:
+        return re.fullmatch(rf"(.*\.)?({pattern})", layer) is not None
+    except re.error as error:
+        raise BadCheckpoint(f"expected a pattern in alpha_pattern, got {pattern!r}: {error}") from None

@@ -1,11 +1,10 @@
 """Opens pipelines that somebody else made, without running anything of theirs."""
 
-import json
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,21 @@ from diffusers import (
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from palimpsest.assets import miniature_folder, twin_folder
 from palimpsest.errors import BadModel
+from palimpsest.model.screening import (
+    LARGEST_SIDE,
+    READ_ERRORS,
+    first_line,
+    read_json,
+    reading,
+    require_filled,
+    screen,
+    screen_weights,
+)
 
 ALLOWED: dict[str, dict[str, Any]] = {
     "unet": {"UNet2DConditionModel": UNet2DConditionModel},
@@ -61,18 +69,6 @@ ALONE: dict[str, str] = {
 CLIP_BESIDE_TEXT = re.compile(r"(vision_model|visual_projection|text_projection|logit_scale)(\..+)?")
 """What a CLIP holds beside the text encoder: Stable Diffusion has no use for it."""
 TEXT_FACTS = ("hidden_act", "num_attention_heads", "num_hidden_layers", "layer_norm_eps")
-READ_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    SafetensorError,
-    pickle.UnpicklingError,
-)
-"""What the libraries below raise on files that are damaged or of the wrong kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,18 +91,20 @@ def open_twin(dtype: torch.dtype) -> Parts:
     """The miniature with the denoiser that never saw the six fixed concepts."""
     miniature = open_parts(miniature_folder(), dtype, download=False, config=None)
     folder = twin_folder()
-    with quiet(), _reading(f"unet of {folder}"):
+    with quiet(), reading(f"unet of {folder}"):
         return replace(miniature, unet=_network(UNet2DConditionModel, "unet", folder, dtype))
 
 
 def open_parts(source: str | Path, dtype: torch.dtype, *, download: bool, config: str | Path | None) -> Parts:
     """Opens a folder, a .safetensors file or a hub id, and checks what came out."""
     path = Path(source)
-    if path.is_dir():
+    with reading(str(source)):  # a name may be one that no file can have
+        is_folder, is_file = path.is_dir(), path.is_file()
+    if is_folder:
         parts = open_folder(path, dtype)
-    elif path.suffix == ".safetensors" and path.is_file():
+    elif path.suffix == ".safetensors" and is_file:
         parts = open_file(path, dtype, download=download, config=config)
-    elif path.is_file():
+    elif is_file:
         raise BadModel(f"expected a folder or a .safetensors file, got {path.name!r}: convert it to safetensors first")
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         parts = open_folder(fetch(str(source), download=download), dtype)
@@ -134,18 +132,6 @@ def quiet() -> Iterator[None]:
             log.set_verbosity(verbosity)
 
 
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    try:
-        yield
-    except READ_ERRORS as error:
-        raise BadModel(f"cannot read {what}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-
-
 def fetch(name: str, *, download: bool) -> Path:
     """The folder of a hub model: from the local cache, or with ``download`` from the network."""
     wanted = [f"{part}/*.{kind}" for part in ALLOWED for kind in ("json", "txt", "safetensors")]
@@ -163,7 +149,7 @@ def fetch(name: str, *, download: bool) -> Path:
             f"no folder {name!r} here and no copy of it in the hub's cache; allow the download with --download"
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise BadModel(f"cannot fetch {name!r}: {_first_line(error)}") from error
+        raise BadModel(f"cannot fetch {name!r}: {first_line(error)}") from error
 
 
 # Folders -------------------------------------------------------------------------------------------------------------
@@ -173,13 +159,13 @@ def fetch(name: str, *, download: bool) -> Path:
 def open_folder(folder: Path, dtype: torch.dtype) -> Parts:
     """Opens a diffusers folder part by part: classes from a list, no code, no pickles of more than tensors."""
     classes = _classes(folder)
-    _refuse_code(folder)
+    screen(folder)
     opened: dict[str, Any] = {}
     for part, found in classes.items():
         where = folder / part
         if not where.is_dir():
             raise BadModel(f"{folder} has no {part!r} folder: expected {', '.join(ALLOWED)}")
-        with _reading(f"{part} of {folder}"):
+        with reading(f"{part} of {folder}"):
             if part in STEMS:
                 opened[part] = _network(found, part, where, dtype)
             else:
@@ -193,15 +179,15 @@ def open_network(folder: Path, dtype: torch.dtype) -> tuple[str, Any]:
 
     Of a whole CLIP it is the text half. Raises ``BadModel`` for any other class, and for weights too few or too many.
     """
-    _refuse_code(folder)
-    config = _json(folder / "config.json")
+    screen(folder)
+    config = read_json(folder / "config.json")
     told = config if isinstance(config, dict) else {}
     name = str(told.get("_class_name") or next(iter(told.get("architectures") or ()), None))
     if name not in ALONE:
         raise BadModel(f"expected a folder of {', '.join(ALONE)} or of a whole pipeline, got {name} in {folder}")
     part = ALONE[name]
     (network,) = ALLOWED[part].values()
-    with _reading(f"{part} of {folder}"):
+    with reading(f"{part} of {folder}"):
         return part, _network(network, part, folder, dtype)
 
 
@@ -217,17 +203,12 @@ def architecture(part: str, network: Any) -> dict[str, Any]:
     }
 
 
-def _json(path: Path) -> Any:
-    with _reading(str(path)):
-        return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _classes(folder: Path) -> dict[str, Any]:
     """The class of every part, by the folder's own index."""
     path = folder / "model_index.json"
     if not path.is_file():
         raise BadModel(f"{folder} has no model_index.json: expected the folder of a Stable Diffusion pipeline")
-    index = _json(path)
+    index = read_json(path)
     if not isinstance(index, dict) or index.get("_class_name") != "StableDiffusionPipeline":
         found = index.get("_class_name") if isinstance(index, dict) else index
         raise BadModel(f"expected a StableDiffusionPipeline in {folder}, got {found!r}")
@@ -236,7 +217,7 @@ def _classes(folder: Path) -> dict[str, Any]:
         entry = index.get(part)
         if not (isinstance(entry, list) and len(entry) == 2 and entry[1]):
             raise BadModel(f"{folder} has no {part}: expected a pipeline of {', '.join(ALLOWED)}")
-        library, name = entry
+        library, name = map(str, entry)
         if library not in {"diffusers", "transformers"} or name not in allowed:
             raise BadModel(
                 f"expected {part} in {folder} to be {' or '.join(allowed)}, got {library}.{name}; it is not run"
@@ -245,30 +226,10 @@ def _classes(folder: Path) -> dict[str, Any]:
     return classes
 
 
-def _refuse_code(folder: Path) -> None:
-    """Raises for anything through which a folder could have code run or other files read."""
-    root = folder.resolve()
-    # The hub's cache keeps its files in a folder beside the snapshots and links to them; one network may lie deeper.
-    above = next((parent for parent in root.parents[:2] if parent.name == "snapshots"), None)
-    within = above.parent if above else root
-    for path in sorted(folder.rglob("*")):
-        if not path.resolve().is_relative_to(within):
-            raise BadModel(f"{path} leads out of the model's folder; it is not read")
-        if path.suffix == ".py":
-            raise BadModel(f"{path} is code; folders that bring their own code are refused")
-        if path.suffix == ".json" and (path.parent.name in ALLOWED or path.parent == folder):
-            content = _json(path)
-            if isinstance(content, dict) and "auto_map" in content:
-                raise BadModel(f"{path} asks for code of its own (auto_map); such folders are refused")
-            shards = content.get("weight_map") if isinstance(content, dict) else None
-            for shard in set(shards.values()) if isinstance(shards, dict) else ():
-                if Path(str(shard)).name != shard:
-                    raise BadModel(f"{path} names weights outside its folder: {shard!r}")
-
-
 def _network(network: Any, part: str, where: Path, dtype: torch.dtype) -> Any:
     """A network from safetensors, else from a .bin that may hold tensors only; every weight must be there."""
     safe, variant = _weights_file(part, where)
+    require_filled(partial(_built, network, where), where)
     # Told the type, because transformers keeps the stored one where diffusers opens everything as float32. A .bin goes
     # through torch.load with weights_only=True in both libraries. Of a weight of a wrong shape diffusers tells in its
     # error, transformers only in its report.
@@ -295,6 +256,13 @@ def _network(network: Any, part: str, where: Path, dtype: torch.dtype) -> Any:
     return loaded
 
 
+def _built(network: Any, where: Path) -> Any:
+    """The network that a folder's configuration declares, without the folder's weights."""
+    if network is CLIPTextModel:
+        return network(network.config_class.from_pretrained(str(where), local_files_only=True))
+    return network.from_config(read_json(where / "config.json"))
+
+
 def _weights_file(part: str, where: Path) -> tuple[bool, str | None]:
     """Whether there are safetensors, and the variant (``fp16``) if only that one is there."""
     for safe, ending in ((True, "safetensors"), (False, "bin")):
@@ -313,9 +281,14 @@ def _weights_file(part: str, where: Path) -> tuple[bool, str | None]:
 @quiet()
 def open_file(path: Path, dtype: torch.dtype, *, download: bool, config: str | Path | None) -> Parts:
     """Opens a whole pipeline in one .safetensors file; tokenizer and shapes come from ``config``, a folder like it."""
+    screen_weights(path)
     if config is not None:
-        _classes(Path(config))
-        _refuse_code(Path(config))
+        classes = _classes(Path(config))
+        screen(Path(config))
+        for part in STEMS:
+            with reading(f"{part} of {config}"):
+                where = Path(config) / part
+                require_filled(partial(_built, classes[part], where), where, path.stat().st_size)
     try:
         # Reached for here, because importing it warns of what only its safety checker needs.
         pipeline = diffusers.StableDiffusionPipeline.from_single_file(
@@ -331,7 +304,7 @@ def open_file(path: Path, dtype: torch.dtype, *, download: bool, config: str | P
                 f"cannot open {path.name} alone: one file holds neither tokenizer nor shapes, and they are not in the "
                 "hub's cache; give a diffusers folder of the same kind as config, or allow the download"
             ) from error
-        raise BadModel(f"cannot read {path}: {_first_line(error)}") from error
+        raise BadModel(f"cannot read {path}: {first_line(error)}") from error
     return Parts.of(pipeline)
 
 
@@ -346,6 +319,7 @@ def check(parts: Parts, source: str) -> None:
             raise BadModel(
                 f"expected a plain Stable Diffusion denoiser in {source}, got one with {field}={unet[field]}"
             )
+    _check_size(unet.sample_size, source)
     if unet.in_channels != parts.vae.config.latent_channels:
         raise BadModel(
             f"expected a denoiser of {parts.vae.config.latent_channels} channels, as the autoencoder of {source} has, "
@@ -366,6 +340,16 @@ def check(parts: Parts, source: str) -> None:
         raise BadModel(f"expected prediction type epsilon or v_prediction in {source}, got {prediction}")
     if not float(parts.scheduler.alphas_cumprod[-1]) > 0:
         raise BadModel(f"expected a noise schedule that keeps some signal at its last step in {source}, got none")
+    _check_weights(parts, source)
+
+
+def _check_size(size: Any, source: str) -> None:
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= LARGEST_SIDE // 8 for side in sides):
+        raise BadModel(f"expected a sample_size from 1 to {LARGEST_SIDE // 8} in {source}, got {size}")
+
+
+def _check_weights(parts: Parts, source: str) -> None:
     for part in ("unet", "text_encoder", "vae"):
         for name, weight in getattr(parts, part).named_parameters():
             if weight.is_meta:

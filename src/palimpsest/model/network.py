@@ -324,6 +324,6 @@ class Network:
         for chunk in (latents.to(self.device, self.dtype) / self.scaling_factor).split(self.batch):
             padding = chunk[-1:].expand(self.batch - len(chunk), -1, -1, -1)
             pixels = self.vae.decode(torch.cat([chunk, padding]), return_dict=False)[0][: len(chunk)]
-            values = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
+            values = (pixels / 2 + 0.5).clamp(0, 1).nan_to_num().permute(0, 2, 3, 1).float().cpu().numpy()
             pictures += [Image.fromarray(picture) for picture in (values * 255).round().astype(np.uint8)]
         return pictures

@@ -1,5 +1,6 @@
 """From noise to pictures."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ SCHEDULERS: dict[str, Any] = {
     "euler": EulerDiscreteScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
 }
+MOST_STEPS = 1000
+"""As many as a model was trained with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,10 @@ class Sampling:
         for setting in ("steps", "draft_steps"):
             if getattr(self, setting) < 1:
                 raise BadSetting(f"expected {setting} >= 1, got {getattr(self, setting)}")
+            if getattr(self, setting) > MOST_STEPS:
+                raise BadSetting(f"expected {setting} <= {MOST_STEPS}, got {getattr(self, setting)}")
+        if not math.isfinite(self.guidance):
+            raise BadSetting(f"expected a finite guidance, got {self.guidance}")
 
 
 class Walk:
@@ -60,8 +67,12 @@ class Walk:
         # A config made for another scheduler does not say, and Stable Diffusion leaves the Runge-Kutta steps out.
         changes = {"skip_prk_steps": config.get("skip_prk_steps", True)} if name == "pndm" else {}
         self.scheduler = SCHEDULERS[name].from_config(dict(config) | changes)
-        self.scheduler.set_timesteps(steps, device=device)
+        trained = int(self.scheduler.config.num_train_timesteps)
+        if steps <= trained:
+            self.scheduler.set_timesteps(steps, device=device)
         times = self.scheduler.timesteps
+        if steps > trained or float(times.max()) > trained - 1:
+            raise BadSetting(f"expected fewer steps than the {trained} that the model was trained with, got {steps}")
         self.linear_multistep = name == "pndm" and self.scheduler.config.skip_prk_steps
         self.runge_kutta = name == "pndm" and not self.scheduler.config.skip_prk_steps
         # PLMS evaluates its second timestep twice, the second time to correct the first step.

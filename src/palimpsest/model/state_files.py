@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from palimpsest.errors import BadCheckpoint
+from palimpsest.model.screening import READ_ERRORS, first_line, read_json, screen_weights
 
-PICKLED = (".pt", ".pth", ".bin", ".ckpt")
-ENDINGS = (".safetensors", *PICKLED)
 ADAPTERS = ("adapter_model", "pytorch_lora_weights")
 """What peft and diffusers call a LoRA in a folder of its own."""
 SETTINGS = "adapter_config.json"
@@ -25,18 +23,6 @@ NOT_PLAIN = ("use_dora", "fan_in_fan_out", "use_qalora", "alora_invocation_token
 """Settings of peft that make of a LoRA something else than W + scale B A."""
 OTHER_STARTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Ways to begin a LoRA that change the base's weights as well."""
-DAMAGED = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-"""What PyTorch raises on a file that is cut short or no PyTorch file at all."""
 
 
 def adapter_in(folder: Path) -> Path | None:
@@ -53,12 +39,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     told: Any = {}
     try:
         if path.stem == ADAPTERS[0] and (path.parent / SETTINGS).exists():
-            told = json.loads((path.parent / SETTINGS).read_text(encoding="utf-8"))
+            told = read_json(path.parent / SETTINGS)
         elif path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 told = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"settings of the LoRA that cannot be read ({_first_line(error)})") from None
+    except READ_ERRORS as error:
+        raise BadCheckpoint(f"settings of the LoRA that cannot be read ({first_line(error)})") from None
     if not isinstance(told, dict):
         raise BadCheckpoint(f"expected the LoRA's settings as a table, got {type(told).__name__}")
     for key, value in told.items():
@@ -73,20 +59,23 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, without running anything that the file brings along."""
+    if not path.is_file():
+        raise BadCheckpoint(f"{path}: expected a file, got something else or nothing")
+    screen_weights(path)
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise BadCheckpoint(f"{path}: not a whole safetensors file ({_first_line(error)})") from None
+        raise BadCheckpoint(f"{path}: not a whole safetensors file ({first_line(error)})") from None
     except pickle.UnpicklingError:
         raise BadCheckpoint(
             f"{path}: not a PyTorch file of tensors alone: damaged, or it holds objects whose opening could run code; "
             "nothing was run; a state_dict() saved by itself would do"
         ) from None
-    except DAMAGED as error:
-        raise BadCheckpoint(f"{path}: cannot be read as a PyTorch file ({_first_line(error)})") from None
+    except READ_ERRORS as error:
+        raise BadCheckpoint(f"{path}: cannot be read as a PyTorch file ({first_line(error)})") from None
     if not isinstance(state, dict) or not state:
         raise BadCheckpoint(f"{path}: expected a state dict (names and tensors), got {type(state).__name__}")
     for key, value in state.items():
@@ -94,8 +83,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
             raise BadCheckpoint(
                 f"{path}: expected a state dict (names and tensors), got {type(value).__name__} at {key!r}"
             )
+        if not _is_whole(value):
+            raise BadCheckpoint(f"{path}: expected dense tensors that lie in the file, got another at {key!r}")
     return state
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers are all there: a few bytes can pose as a tensor of any shape."""
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

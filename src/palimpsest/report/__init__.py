@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from palimpsest.errors import BadRun
+from palimpsest.errors import writing
 from palimpsest.report import page, paging
 from palimpsest.report.findings import as_json, find
 from palimpsest.report.ledger import read
@@ -33,19 +33,17 @@ def write(folder: Path) -> Path:
     the folder is no run, or cannot be written to.
     """
     findings = find(read(folder))
-    try:
-        written = set()
-        for name, html in paging.pages(findings):
-            path = folder / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(html, encoding="utf-8")
-            written.add(path)
+    data = json.dumps(as_json(findings), indent=1, ensure_ascii=False)
+    written = set()
+    for name, text in (
+        ("report.md", page.markdown(findings)),
+        ("report.json", data + "\n"),
+        *paging.pages(findings),
+    ):
+        _write(folder / name, text)
+        written.add(folder / name)
+    with writing(folder / paging.FOLDER):
         _remove_stale(folder / paging.FOLDER, written)
-        (folder / "report.md").write_text(page.markdown(findings), encoding="utf-8")
-        data = json.dumps(as_json(findings), indent=1, ensure_ascii=False)
-        (folder / "report.json").write_text(data + "\n", encoding="utf-8")
-    except OSError as error:
-        raise BadRun(f"{error.filename or folder}: cannot be written ({error.strerror or error})") from None
     return folder / "report.html"
 
 
@@ -58,3 +56,16 @@ def _remove_stale(folder: Path, written: set[Path]) -> None:
             path.unlink()
     if not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _write(path: Path, text: str) -> None:
+    """The file is there whole or as it was before."""
+    part = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        try:
+            # A name in a damaged ledger may hold halves of characters.
+            part.write_text(text, encoding="utf-8", errors="backslashreplace")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)

@@ -138,7 +138,9 @@ def read(folder: Path) -> Run:
     """The run in ``folder``; raises ``BadRun`` where it is none, or is damaged."""
     audit = folder / "audit.toml"
     trials = folder / "trials.jsonl"
-    if not (audit.exists() or trials.exists()):
+    with reading(folder):
+        there = audit.exists() or trials.exists()
+    if not there:
         raise BadRun(f"expected a run's folder with audit.toml and trials.jsonl, got {str(folder)!r}")
     provenance = _provenance(folder / "provenance.json")
     outcomes = _outcomes(_records(trials, Trial))
@@ -153,12 +155,24 @@ def read(folder: Path) -> Run:
     )
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What is no file, or cannot be opened, becomes ``BadRun``."""
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise BadRun(f"{path} is neither a file nor a folder")
+        yield
+    except OSError as error:
+        raise BadRun(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
 def _records(path: Path, record: type[RecordT]) -> list[RecordT]:
     """The records of a file, sorted by their lines: the order of the file means nothing."""
     if not path.exists():
         return []
     adapter = TypeAdapter(record)
-    lines = path.read_bytes().split(b"\n")
+    with reading(path):
+        lines = path.read_bytes().split(b"\n")
     found = {}
     with _collector_at_rest():
         for number, line in enumerate(lines, start=1):
@@ -210,20 +224,22 @@ def goal_key(goal: Goal) -> tuple[str, int, str, str]:
 
 
 def _provenance(path: Path) -> dict[str, Any]:
-    try:
-        return _table(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except ValueError as error:
+    try:
+        with reading(path):
+            return _table(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
         raise BadRun(f"{path.name}: expected JSON, got {error}") from None
 
 
 def _protocol(audit: Path) -> str:
-    try:
-        return digest(tomllib.loads(audit.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    if not audit.exists():
         return ""
-    except ValueError as error:
+    try:
+        with reading(audit):
+            return digest(tomllib.loads(audit.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
         raise BadRun(f"{audit.name}: expected TOML, got {error}") from None
 
 

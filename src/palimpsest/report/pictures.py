@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ SIDE = 128
 """Longest side of an embedded picture, in pixels."""
 COARSE = 10
 """The same for a ``content`` concept: enough to tell pictures apart, too little to show what is on them."""
+LARGEST = 2**24
+"""Pixels of a picture that is still embedded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +126,13 @@ def kept(folder: Path) -> frozenset[str]:
 def _embed(path: Path, coarse: bool) -> str | None:
     """The picture, made small, as a data URI."""
     try:
-        with Image.open(path) as opened:
+        # Pillow reads formats through which a file has programs run or memory filled.
+        with Image.open(path, formats=("PNG",)) as opened:
+            if opened.width * opened.height > LARGEST:
+                return None
             picture = opened.convert("RGB")
     # A damaged picture is shown as missing; the ledger, not the picture, holds the verdict.
-    except (OSError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
         return None
     kept = BytesIO()
     if coarse:
