@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from eye import Eye
 from palimpsest.completion import complete
@@ -22,6 +21,7 @@ from palimpsest.component import build
 from palimpsest.erasers import ERASERS, ConceptPrune, Eraser
 from palimpsest.miniature.goals import concept_record
 from palimpsest.model import Model, default_device, fastest_precision
+from palimpsest.pruning import Mask
 from palimpsest.records import Concept
 from palimpsest.stats import wilson
 
@@ -41,11 +41,11 @@ def erased(base: Model, record: Concept, erasers: list[Eraser]) -> Iterator[tupl
     yield "every second linear zero", base.with_weights(silent)
 
 
-def secrets(base: Model, mask: dict[str, Tensor]) -> tuple[list[list[str]], dict[str, float]]:
+def secrets(base: Model, mask: Mask) -> tuple[list[list[str]], dict[str, float]]:
     """Of each matrix its spectrum and the signs found again, as it is and shuffled; and the shares of all signs."""
     random = torch.Generator().manual_seed(0)
     rows, found = [], {"as it is": 0, "shuffled": 0}
-    for name, missing in mask.items():
+    for name, missing in mask.entries.items():
         weight = base.weights()[name].detach().float()
         shuffled = weight.flatten()[torch.randperm(weight.numel(), generator=random)].view_as(weight)
         cells = [name.removeprefix("unet.").removesuffix(".ff.net.2.weight"), f"{100 * missing.float().mean():.1f} %"]
@@ -55,8 +55,7 @@ def secrets(base: Model, mask: dict[str, Tensor]) -> tuple[list[list[str]], dict
             found[which] += int(right.sum())
             cells += [f"{values[0] / values.median():.2f}", f"{100 * right.float().mean():.1f} %"]
         rows.append(cells)
-    pruned = sum(int(missing.sum()) for missing in mask.values())
-    return rows, {which: count / pruned for which, count in found.items()}
+    return rows, {which: count / mask.count for which, count in found.items()}
 
 
 def main() -> None:
@@ -97,7 +96,7 @@ def main() -> None:
             told[f"{name}, {label}"] = {"k": own, "n": eye.n, "neighbours": others}
             started = time.perf_counter()
     record = concept_record(names[0])
-    rows, signs = secrets(base, prune.mask(base, record))
+    rows, signs = secrets(base, prune.mask(base, [record]))
     print(f"\nSpectra and signs, mask of {prune.label} for {record.name}; largest singular value over the median\n")
     print("| matrix | pruned | largest | signs found | largest, shuffled | signs found, shuffled |")
     print("|---|--:|--:|--:|--:|--:|")

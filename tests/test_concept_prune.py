@@ -7,7 +7,8 @@ from diffusers import PNDMScheduler
 
 from cases import concept
 from palimpsest.erasers import ConceptPrune
-from palimpsest.errors import BadSetting
+from palimpsest.errors import BadModel, BadSetting
+from palimpsest.pruning import PATTERNS, Mask
 from tiny import tiny_model, tiny_pipeline
 
 CHURCH = concept(
@@ -19,7 +20,8 @@ CHURCH = concept(
     ),
 )
 ALICE = concept("alice", "identity", pairs=(("a photo of alice", "a photo"),))
-LINEARS = r"unet\..*\.ff\.net\.2\.weight"
+LINEARS = PATTERNS["ff2"]
+ENDS = {"ff2": "ff.net.2", "ff1": "ff.net.0.proj", "keys": "attn2.to_k", "values": "attn2.to_v", "text": "mlp.fc2"}
 Q, TAU = 0.2, 4
 
 
@@ -36,12 +38,13 @@ def pipeline():
     return made
 
 
-def norms(pipeline, prompts, mutation=""):
+def norms(pipeline, prompts, mutation="", layers="ff2"):
     """Weight's name -> (steps, in): A of the docstring, read off the pipeline while it draws each prompt alone."""
     rows, undo = {}, []
-    for name, module in pipeline.unet.named_modules():
-        if name.endswith("ff.net.2"):
-            seen = rows.setdefault(f"unet.{name}.weight", [])
+    part = "text_encoder" if layers == "text" else "unet"
+    for name, module in getattr(pipeline, part).named_modules():
+        if name.endswith(ENDS[layers]):
+            seen = rows.setdefault(f"{part}.{name}.weight", [])
             undo.append(module.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0].numpy())))
     for number, prompt in enumerate(prompts):
         seed = number if mutation == "noise of its own" else 0
@@ -57,8 +60,9 @@ def norms(pipeline, prompts, mutation=""):
     told = {}
     for name, seen in rows.items():
         total = []
-        for step in range(TAU):
-            of_step = seen[step :: len(seen) // len(prompts)]
+        for step in range(1 if layers == "text" else TAU):
+            # The text encoder reads each prompt and the empty one, and that is all.
+            of_step = seen if layers == "text" else seen[step :: len(seen) // len(prompts)]
             if mutation == "one branch":
                 of_step = [both[1:] for both in of_step]
             z = np.concatenate([both.reshape(-1, both.shape[-1]) for both in of_step]).astype(np.float64)
@@ -69,17 +73,16 @@ def norms(pipeline, prompts, mutation=""):
     return told
 
 
-def masks(pipeline, record, *, mutation="", select_ratio=0.0):
+def masks(pipeline, record, *, mutation="", select_ratio=0.0, layers="ff2"):
     """Weight's name -> (out, in) bool."""
-    given, absent = (norms(pipeline, prompts, mutation) for prompts in zip(*record.pairs, strict=True))
+    given, absent = (norms(pipeline, prompts, mutation, layers) for prompts in zip(*record.pairs, strict=True))
     made = {}
-    for name, weight in pipeline.unet.state_dict().items():
-        key = f"unet.{name}"
-        if key not in given:
-            continue
+    for key in given:
+        part, _, name = key.partition(".")
+        weight = getattr(pipeline, part).state_dict()[name]
         size = np.abs(weight.double().numpy())
         count = np.zeros(size.shape)
-        for step in range(1 if mutation == "the first step alone" else TAU):
+        for step in range(1 if mutation == "the first step alone" else len(given[key])):
             score, other = size * given[key][step], size * absent[key][step]
             if mutation == "magnitude":
                 score = size
@@ -89,13 +92,13 @@ def masks(pipeline, record, *, mutation="", select_ratio=0.0):
             else:
                 top = score >= np.sort(score, axis=1)[:, -kept][:, None]
             count += top & ((score > other) | (mutation == "also what others need more"))
-        made[key] = count > select_ratio * TAU
+        made[key] = count > select_ratio * len(given[key])
     return made
 
 
 def found(model, **settings):
     eraser = ConceptPrune(**({"q": Q, "tau": TAU, "steps": 10} | settings))
-    return {name: mask.numpy() for name, mask in eraser.mask(model, CHURCH).items()}
+    return {name: marks.numpy() for name, marks in eraser.mask(model, [CHURCH]).entries.items()}
 
 
 def disagreement(ours, theirs):
@@ -111,6 +114,23 @@ def test_equals_the_authors_procedure(model, pipeline, select_ratio):
     assert sum(mask.sum() for mask in theirs.values()) > 100
     # A tie may fall otherwise in another order of sums.
     assert disagreement(found(model, select_ratio=select_ratio), theirs) < 0.005
+
+
+@pytest.mark.parametrize("layers", ["ff1", "keys", "values", "text"])
+def test_equals_the_authors_procedure_for_other_layers(model, pipeline, layers):
+    theirs = masks(pipeline, CHURCH, layers=layers)
+    assert sum(mask.sum() for mask in theirs.values()) > 20
+    assert disagreement(found(model, layers=layers), theirs) < 0.005
+    pruned = ConceptPrune(q=Q, tau=TAU, steps=10, layers=layers).erase(model, [CHURCH], random=torch.Generator())
+    changed = Mask.of_zeros(pruned, r"(unet|text_encoder)\..*").entries
+    assert changed.keys() == {name for name, mask in theirs.items() if mask.any()}
+
+
+def test_the_text_encoder_reads_the_empty_prompt_too(model, pipeline, monkeypatch):
+    theirs = masks(pipeline, CHURCH, layers="text")
+    embed = type(model).embed
+    monkeypatch.setattr(type(model), "embed", lambda self, prompts: embed(self, [text for text in prompts if text]))
+    assert disagreement(found(model, layers="text"), theirs) > 0.02
 
 
 @pytest.mark.parametrize(
@@ -131,32 +151,48 @@ def test_another_method_does_not_pass(model, pipeline, mutation):
 
 def test_zeroes_the_mask_and_nothing_else(model):
     eraser = ConceptPrune(q=Q, tau=TAU, steps=10)
-    mask = eraser.mask(model, CHURCH)
+    mask = eraser.mask(model, [CHURCH])
     pruned = eraser.erase(model, [CHURCH], random=torch.Generator()).weights(LINEARS)
     for name, weight in model.weights(LINEARS).items():
-        assert torch.equal(pruned[name], weight * ~mask[name])
-        assert (mask[name].sum(1) <= TAU * int(Q * weight.shape[1])).all()
+        assert torch.equal(pruned[name], weight * ~mask.entries[name])
+        assert (mask.entries[name].sum(1) <= TAU * int(Q * weight.shape[1])).all()
 
 
 def test_masks_of_several_concepts_are_joined(model):
     eraser = ConceptPrune(q=Q, tau=TAU, steps=10)
-    both = eraser.erase(model, [CHURCH, ALICE], random=torch.Generator()).weights(LINEARS)
-    church, alice = eraser.mask(model, CHURCH), eraser.mask(model, ALICE)
-    assert all(torch.equal(weight == 0, church[name] | alice[name]) for name, weight in both.items())
-    assert any((church[name] != alice[name]).any() for name in both)
+    both = eraser.erase(model, [CHURCH, ALICE], random=torch.Generator())
+    church, alice = eraser.mask(model, [CHURCH]), eraser.mask(model, [ALICE])
+    assert Mask.of_zeros(both).overlap(church | alice).jaccard == 1
+    assert church.overlap(alice).jaccard < 0.9
 
 
 def test_shares_and_steps_are_the_papers_for_the_kind(model, monkeypatch):
     told = []
-    monkeypatch.setattr(ConceptPrune, "_taken", lambda self, weight, given, absent, q: told.append((len(given), q)))
+
+    def taken(self, weight, given, absent, q):
+        told.append((len(given), q))
+        return torch.ones_like(weight, dtype=torch.bool)
+
+    monkeypatch.setattr(ConceptPrune, "_taken", taken)
     for kind in ("object", "style", "identity", "content"):
-        ConceptPrune().mask(model, concept("church", kind, pairs=CHURCH.pairs[:1]))
+        ConceptPrune().mask(model, [concept("church", kind, pairs=CHURCH.pairs[:1])])
     assert list(dict.fromkeys(told)) == [(10, 0.02), (10, 0.01), (9, 0.01)]
 
 
 def test_refuses_a_concept_without_pairs(model):
     with pytest.raises(BadSetting, match="expected concept 'church' to have pairs of prompts"):
-        ConceptPrune().mask(model, concept("church"))
+        ConceptPrune().mask(model, [concept("church")])
+
+
+def test_refuses_a_share_of_no_entry(model):
+    with pytest.raises(BadSetting, match="expected a share that takes an entry of at least one row, got none"):
+        ConceptPrune(q=0.001, tau=1, steps=2).mask(model, [CHURCH])
+
+
+def test_refuses_a_model_without_such_layers(model, monkeypatch):
+    monkeypatch.setitem(PATTERNS, "keys", r"unet\..*\.no_keys\.weight")
+    with pytest.raises(BadModel, match="expected a model with matrices called"):
+        ConceptPrune(layers="keys").mask(model, [CHURCH])
 
 
 @pytest.mark.parametrize(

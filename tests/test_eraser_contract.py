@@ -15,12 +15,20 @@ from tiny import tiny_model
 
 KV = r"unet\..*\.attn2\.to_[kv]\.weight"
 ESD = {"name": "esd", "iterations": 2, "lr": 1e-2, "steps": 3}
+FF2 = r"unet\..*\.ff\.net\.2\.weight"
+PRUNE = {"name": "concept_prune", "q": 0.2, "tau": 2, "steps": 4}
+FIA = {"name": "fia", "r2": 0.1, "tau": 2, "steps": 4}
 KEPT = r"(time_embedding|conv_norm_out|conv_out)\."
 
 CASES = {
     "nothing": ({"name": "nothing"}, r"(?!)"),
     "checkpoint": ({"name": "checkpoint"}, r"unet\..*"),
-    "concept_prune": ({"name": "concept_prune", "q": 0.2, "tau": 2, "steps": 4}, r"unet\..*\.ff\.net\.2\.weight"),
+    "cad": ({"name": "cad", "ratio": 0.1, "steps": 2}, r"unet\..*\.ff\.net\.(0\.proj|2)\.weight"),
+    "concept_prune": (PRUNE, FF2),
+    "concept_prune ff1": (PRUNE | {"layers": "ff1"}, r"unet\..*\.ff\.net\.0\.proj\.weight"),
+    "concept_prune keys": (PRUNE | {"layers": "keys"}, r"unet\..*\.attn2\.to_k\.weight"),
+    "concept_prune values": (PRUNE | {"layers": "values"}, r"unet\..*\.attn2\.to_v\.weight"),
+    "concept_prune text": (PRUNE | {"layers": "text"}, r"text_encoder\..*\.mlp\.fc2\.weight"),
     "esd x": (ESD, r"unet\..*\.attn2\..*"),
     "esd x-strict": (ESD | {"variant": "x-strict"}, KV),
     "esd u": (ESD | {"variant": "u"}, rf"unet\.(?!.*\.attn2\.)(?!{KEPT}).*"),
@@ -28,14 +36,23 @@ CASES = {
     "esd all": (ESD | {"variant": "all"}, r"unet\..*"),
     "esd 2024 x": (ESD | {"form": "2024"}, r"unet\..*\.attn2\..*"),
     "esd 2024 u": (ESD | {"form": "2024", "variant": "u"}, r"unet\.(?!.*\.attn2\.)(?!.*norm).*"),
+    "fia": (FIA, FF2),
+    "fia paper": (FIA | {"form": "paper"}, FF2),
+    "magnitude": ({"name": "magnitude"}, FF2),
     "uce": ({"name": "uce", "retain": True}, KV),
     "uce 2023": ({"name": "uce", "form": "2023", "target": "tensor"}, KV),
 }
 """Name -> (spec, which weights it may change; those it says it changes)."""
 
 CONCEPTS = [
-    concept("church", neighbours=("house",), pairs=(("a church on the sea", "the sea"),)),
-    concept("van gogh", "style", pairs=(("a house by van gogh", "a photo of a house"),)),
+    concept(
+        "church", neighbours=("house",), pairs=(("a church on the sea", "the sea"), ("a church at night", "night"))
+    ),
+    concept(
+        "van gogh",
+        "style",
+        pairs=(("a house by van gogh", "a photo of a house"), ("a tree by van gogh", "a photo of a tree")),
+    ),
 ]
 
 
@@ -104,7 +121,7 @@ def test_the_model_it_gives_draws(erased):
     assert picture.size == erased.picture_size
 
 
-@pytest.mark.parametrize("name", ["concept_prune", "esd x", "uce", "uce 2023"])
+@pytest.mark.parametrize("name", ["cad", "concept_prune", "esd x", "fia", "fia paper", "uce", "uce 2023"])
 def test_each_of_several_concepts_counts(name, model):
     eraser = build("eraser", ERASERS, CASES[name][0] | ({"iterations": 8} if "esd" in name else {}))
     both = erase(eraser, model).fingerprint

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "palimpsest"
 ORDER = (
     ("errors", "records", "stats", "assets"),
     ("component", "concept_file", "model", "report"),
-    ("simplex", "closed_form", "completion", "inversion"),
+    ("simplex", "closed_form", "completion", "inversion", "pruning"),
     ("erasers", "attacks", "judges", "utility"),
     ("protocol", "pursuit"),
     ("audit_file", "provenance"),

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
 import torch
 from torch import Tensor
 
+from palimpsest.erasers.activations import prompts_of, squares
 from palimpsest.erasers.base import Eraser
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model, Sampling
 from palimpsest.model.sampling import SchedulerName
+from palimpsest.pruning import PATTERNS, Layers, Mask, chosen, largest, matrices
 from palimpsest.records import Concept, Kind
 
-ACTIVATIONS = r"unet\..*\.ff\.net\.0"
-"""GEGLU: what the pruned linear reads."""
 PAPER_SHARES: dict[Kind, float] = {"object": 0.02, "style": 0.01, "identity": 0.01, "content": 0.01}
 PAPER_STEPS: dict[Kind, int] = {"object": 10, "style": 10, "identity": 10, "content": 9}
 """Of what is called unsafe 9, else 10."""
@@ -33,6 +35,9 @@ class ConceptPrune(Eraser):
     Step t takes from each row i of W the floor(q columns) entries of largest S with the concept, and of those the ones
     whose S is larger than without it. What was taken in more than ``select_ratio`` of the steps is set to zero; the
     masks of several concepts are joined. Prompts are the concept's ``pairs``. Nothing is random.
+
+    ``layers`` chooses other matrices, as the authors' code can: z is then the input of those. The text encoder's are
+    looked at once, while it encodes the prompt and the empty one.
     """
 
     name = "concept_prune"
@@ -43,6 +48,9 @@ class ConceptPrune(Eraser):
     """Steps that are looked at; None: the paper's for the concept's kind (content 9, all others 10)."""
     select_ratio: float = 0.0
     """Share of the steps in which an entry must be taken; 0: any of them."""
+    layers: Layers = "ff2"
+    """``ff2``: the feed-forwards' second linear; ``ff1``: their first (GEGLU's); ``keys``, ``values``: of the
+    cross-attention; ``text``: the second linear of the text encoder's feed-forwards."""
     scheduler: SchedulerName = "pndm"
     steps: int = 50
     """Of a whole picture."""
@@ -65,53 +73,32 @@ class ConceptPrune(Eraser):
         self, model: Model, concepts: Sequence[Concept], *, random: torch.Generator
     ) -> Iterator[tuple[int, Model]]:
         """The pruned model, in one stage."""
-        masks = [self.mask(model, concept) for concept in concepts]
-        weights = model.weights()
-        changed = {
-            name: weights[name].detach().masked_fill(torch.stack([mask[name] for mask in masks]).any(0), 0.0)
-            for name in masks[0]
-        }
-        yield 1, model.with_weights(changed)
+        yield 1, self.mask(model, concepts).applied(model)
 
-    def mask(self, model: Model, concept: Concept) -> dict[str, Tensor]:
-        """Weight's name -> (out, in) bool: what is to be pruned for one concept. ``BadSetting`` without ``pairs``."""
-        if not concept.pairs:
-            raise BadSetting(
-                f"{self.name}: expected concept {concept.name!r} to have pairs of prompts (with, without), got none"
-            )
+    def mask(self, model: Model, concepts: Sequence[Concept]) -> Mask:
+        """What is to be pruned for the concepts; ``BadSetting`` for one without ``pairs``, or if it were nothing."""
+        return reduce(or_, [self._mask(model, concept) for concept in concepts])
+
+    def _mask(self, model: Model, concept: Concept) -> Mask:
         q = PAPER_SHARES[concept.kind] if self.q is None else self.q
-        tau = PAPER_STEPS[concept.kind] if self.tau is None else self.tau
-        given, absent = (self._norms(model, prompts, tau) for prompts in zip(*concept.pairs, strict=True))
-        return {name: self._taken(model.weights()[name], given[name], absent[name], q) for name in given}
+        weights = matrices(model, PATTERNS[self.layers])
+        given, absent = (self._norms(model, prompts, concept, weights) for prompts in prompts_of(concept, self.name))
+        taken = {name: self._taken(weight, given[name], absent[name], q) for name, weight in weights.items()}
+        return chosen(taken, self.name)
 
     def _taken(self, weight: Tensor, given: Tensor, absent: Tensor, q: float) -> Tensor:
-        """(out, in) bool, from the norms (tau, in) with the concept and without."""
+        """(out, in) bool, from the norms (steps, in) with the concept and without."""
         size, count = weight.detach().abs(), torch.zeros_like(weight, dtype=torch.int64)
-        kept = int(q * weight.shape[1])
         for norms, others in zip(given, absent, strict=True):
             score = size * norms
-            top = torch.zeros_like(count).scatter_(1, score.topk(kept, dim=1).indices, 1)
-            count += top * (score > size * others)
+            count += largest(score, q) & (score > size * others)
         return count > self.select_ratio * len(given)
 
-    @torch.no_grad()
-    def _norms(self, model: Model, prompts: Sequence[str], tau: int) -> dict[str, Tensor]:
-        """Weight's name -> (tau, in), A in the equation."""
+    def _norms(
+        self, model: Model, prompts: Sequence[str], concept: Concept, weights: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Weight's name -> (steps, in), A in the equation."""
         sampling = Sampling(scheduler=self.scheduler, steps=self.steps, guidance=self.guidance)
-        squares: dict[str, Tensor] = {}
-        for first in range(0, len(prompts), model.batch):
-            chunk = prompts[first : first + model.batch]
-            noise = model.noise(self.seed).expand(len(chunk), *model.latent_shape)
-            with model.watch(ACTIVATIONS, keep=_squares) as seen:
-                model.trajectory(noise, model.embed(chunk), sampling, until=tau)
-            for name, steps in seen.items():
-                weight = f"{name.removesuffix('0')}2.weight"
-                # PNDM asks once more than it steps.
-                squares[weight] = squares.get(weight, torch.zeros(())) + torch.stack(steps[:tau]).cpu()
-        return {name: value.sqrt().to(model.device) for name, value in squares.items()}
-
-
-def _squares(activations: Tensor) -> Tensor:
-    """(n, positions, width) -> (width,): squares summed over rows of length 1."""
-    rows = torch.nn.functional.normalize(activations.flatten(0, 1).float(), dim=1)
-    return rows.square().sum(0)
+        tau = PAPER_STEPS[concept.kind] if self.tau is None else self.tau
+        found = squares(model, prompts, weights, sampling=sampling, steps=tau, seed=self.seed)
+        return {name: sums.sum(0).sqrt() for name, sums in found.items()}

@@ -134,13 +134,19 @@ class Model(Network):
         return weights.frozen(self)
 
     def watch(
-        self, pattern: str, *, maps: bool = False, keep: Callable[[Tensor], Tensor] = Tensor.detach
+        self,
+        pattern: str,
+        *,
+        maps: bool = False,
+        inputs: bool = False,
+        keep: Callable[[Tensor], Tensor] = Tensor.detach,
     ) -> AbstractContextManager[dict[str, list[Tensor]]]:
-        """Collects the outputs of the modules that match, one entry per forward; ``maps``: attention probabilities.
+        """Collects the outputs of the modules that match, one entry per forward.
 
-        ``keep`` makes of each what is worth its memory.
+        ``maps``: attention probabilities instead; ``inputs``: first inputs. ``keep`` makes of each what is worth its
+        memory.
         """
-        return watch(self, pattern, maps=maps, keep=keep)
+        return watch(self, pattern, maps=maps, inputs=inputs, keep=keep)
 
     def save(self, folder: str | Path, *, max_shard_size: str = "10GB") -> None:
         """Writes a folder that plain diffusers opens; raises ``BadModel`` for what it cannot hold."""

@@ -27,9 +27,9 @@ def _modules(model: Network, pattern: str) -> dict[str, nn.Module]:
 
 @contextmanager
 def watch(
-    model: Network, pattern: str, *, maps: bool, keep: Callable[[Tensor], Tensor]
+    model: Network, pattern: str, *, maps: bool, inputs: bool, keep: Callable[[Tensor], Tensor]
 ) -> Iterator[dict[str, list[Tensor]]]:
-    """Collects outputs or attention maps under the modules' qualified names while the context is open.
+    """Collects outputs, first inputs or attention maps under the modules' qualified names while the context is open.
 
     Of each only what ``keep`` makes of it is held.
     """
@@ -38,6 +38,8 @@ def watch(
         for name, module in _modules(model, pattern).items():
             if maps:
                 undo.enter_context(_recording_maps(module, name, seen[name], keep))
+            elif inputs:
+                undo.callback(_record_inputs(module, seen[name], keep).remove)
             else:
                 undo.callback(_record_outputs(module, seen[name], keep).remove)
         yield seen
@@ -48,6 +50,13 @@ def _record_outputs(module: nn.Module, seen: list[Tensor], keep: Callable[[Tenso
         seen.append(keep((output if isinstance(output, Tensor) else output[0]).detach()))
 
     return module.register_forward_hook(record)
+
+
+def _record_inputs(module: nn.Module, seen: list[Tensor], keep: Callable[[Tensor], Tensor]) -> Any:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(keep(inputs[0].detach()))
+
+    return module.register_forward_pre_hook(record)
 
 
 @contextmanager
