@@ -337,7 +337,7 @@ def inspect(
         for line in lines(found, model=model, base=base):
             _say(line)
     if plot is not None:
-        draw_plot(found, plot, title=model if base is None else f"{model} against {base}")
+        draw_plot(found, plot, title=Path(model).name + (f" against {Path(base).name}" if base else ""))
         if not as_json:
             _say(f"Plot: {plot}")
 

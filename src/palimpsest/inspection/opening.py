@@ -19,18 +19,18 @@ PREFIXES = {
     "first_stage_model.": "vae.",
     "cond_stage_model.transformer.": "text_encoder.",
     "cond_stage_model.": "text_encoder.",
-    "text_model.": "text_encoder.text_model.",
-    "encoder.layers.": "text_encoder.text_model.encoder.layers.",
-    "embeddings.": "text_encoder.text_model.embeddings.",
-    "final_layer_norm.": "text_encoder.text_model.final_layer_norm.",
+    "text_model.": "text_encoder.",
+    "encoder.layers.": "text_encoder.encoder.layers.",
+    "embeddings.": "text_encoder.embeddings.",
+    "final_layer_norm.": "text_encoder.final_layer_norm.",
 }
 """How the keys of a file begin, and the qualified names that they stand for; all others are the denoiser's."""
 ENDS = (
     ("unet.conv_in.weight", "unet.conv_out.weight"),
     ("unet.input_blocks.0.0.weight", "unet.out.2.weight"),
     (
-        "text_encoder.text_model.embeddings.token_embedding.weight",
-        "text_encoder.text_model.final_layer_norm.weight",
+        "text_encoder.embeddings.token_embedding.weight",
+        "text_encoder.final_layer_norm.weight",
     ),
 )
 """The first and last weight of a network, by which a whole one is known."""
@@ -84,5 +84,5 @@ def qualified(key: str) -> str:
     """A file's key by its network."""
     for prefix, stands_for in PREFIXES.items():
         if key.startswith(prefix):
-            return stands_for + key.removeprefix(prefix)
+            return (stands_for + key.removeprefix(prefix)).replace("text_encoder.text_model.", "text_encoder.", 1)
     return f"unet.{key}"

@@ -126,7 +126,8 @@ def _stages(axes: Sequence[Any], names: Sequence[str]) -> None:
                 axis.axvspan(first - 0.5, last + 0.5, color="#F5F5F5", lw=0, zorder=0)
     wide = [(stage, first, last) for stage, first, last in stages if last - first >= len(names) / 60]
     axes[-1].set_xticks([(first + last) / 2 for _, first, last in wide], [stage for stage, _, _ in wide])
-    axes[-1].tick_params(axis="x", length=0, labelsize=9)
+    for axis in axes:
+        axis.tick_params(axis="x", length=0, labelsize=9)
     axes[-1].set_xlim(-1, len(names))
 
 

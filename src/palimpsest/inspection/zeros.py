@@ -1,5 +1,6 @@
 """Exact zeros: how many a matrix has, how many its numbers' type explains, and where the rest sits."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
@@ -134,8 +135,9 @@ def _count(weights: Mapping[str, Tensor]) -> Iterator[Zeros]:
         if weight.ndim < 2 or "norm" in name.rpartition(".")[0].rpartition(".")[2] or weight.numel() == 0:
             continue
         matrix = _matrix(weight)
-        zeros, grid = int((matrix == 0).sum()), grid_of(matrix)
-        tested = 0 < zeros < matrix.numel() and not is_rounded(matrix) or zeros == 0
+        zeros = matrix.numel() - int(matrix.count_nonzero())
+        grid = "fp16" if weight.dtype == torch.float16 else grid_of(matrix)
+        tested = 0 < zeros < matrix.numel() and not is_rounded(matrix, grid) or zeros == 0
         yield Zeros(
             name=name,
             kind=kind_of(name, weight.ndim),
@@ -164,15 +166,18 @@ def grid_of(matrix: Tensor) -> str:
     return "fp32"
 
 
-def is_rounded(matrix: Tensor) -> bool:
+def is_rounded(matrix: Tensor, grid: str) -> bool:
     """Whether rows hold so few values as rounding to 8 bits, or blocks of 64 as few as rounding to 4 bits leaves.
 
     Zero is then a level like any other. Eight rows are looked at; each kind needs rows that are long enough to tell.
+    Few values because all are among the least that the type has are the type's own rounding, which is counted.
     """
     rows = matrix[torch.linspace(0, len(matrix) - 1, min(8, len(matrix))).long()]
     eight, four = [], []
     for row in rows:
         left = row[row != 0]
+        if (left.abs() <= 2 * GRIDS[grid].smallest).any():
+            return False
         if len(left) >= 320:
             eight.append(len(left.unique()) <= min(LEVELS, 0.8 * len(left)))
         for block in left[: len(left) // 64 * 64].reshape(-1, 64)[:8]:
@@ -183,20 +188,23 @@ def is_rounded(matrix: Tensor) -> bool:
 def natural(matrix: Tensor, grid: str) -> float:
     """Zeros that the type's rounding explains: the most by rows or columns as normal, and by the density at zero.
 
-    Rounded to zero is what lies within half a step of it. For a row (column) whose non-zero entries have root mean
-    square s that is erf(step / (2 sqrt(2) s)) of its entries; by density it is the number of non-zero entries within h
-    of zero, times step / 2h. Half precision without a single number below its normal ones has been flushed: its step is
-    twice the smallest normal number.
+    Rounded to zero is what lies within half a step of it. For a row (column) of mean square s^2 + step^2 / 12 (the
+    latter is the rounding's) that is erf(step / (2 sqrt(2) s)) of its entries, unless it is zero throughout; by density
+    it is the number of non-zero entries within h of zero, times step / 2h. Half precision without a single number below
+    its normal ones has been flushed: its step is twice the smallest normal number.
     """
-    size = matrix.abs()
-    step = GRIDS[grid].smallest
-    if grid == "fp16" and _is_flushed(matrix, size):
-        step = 2 * GRIDS[grid].normal
-    close = size[(size > 0) & (size <= WINDOWS[-1] * step)]
+    least = GRIDS[grid]
+    step, size = least.smallest, matrix.abs()
+    close = size[size <= WINDOWS[-1] * least.smallest]
+    close = close[close > 0]
+    square = matrix.square()
+    if grid == "fp16" and not len(close) and _is_flushed(matrix, size):
+        step = 2 * least.normal
+        close = size[(size > 0) & (size <= WINDOWS[-1] * step)]
     found = [int((close <= window * step).sum()) / (2 * window) for window in WINDOWS]
     for axis in (0, 1):
-        filled = (matrix != 0).sum(axis)
-        spread = (matrix.double().square().sum(axis) / filled.clamp(min=1)).sqrt()[filled > 0]
+        mean = square.mean(axis).double()
+        spread = (mean[mean > 0] - step**2 / 12).clamp(min=step**2 / 1e4).sqrt()
         found.append(float(torch.erf(step / (2 * 2**0.5 * spread)).sum()) * matrix.shape[axis])
     return max(found)
 
@@ -204,11 +212,11 @@ def natural(matrix: Tensor, grid: str) -> float:
 def _is_flushed(matrix: Tensor, size: Tensor) -> bool:
     """Whether half precision lacks all of its smallest numbers where at least ten should be."""
     normal = GRIDS["fp16"].normal
-    if bool(((size > 0) & (size < normal)).any()):
+    left = size[size > 0]
+    if not len(left) or float(left.min()) < normal:
         return False
-    filled = int((size > 0).sum())
-    spread = float(matrix.double().square().sum() / max(filled, 1)) ** 0.5
-    return filled * float(torch.erf(torch.tensor(normal / (2**0.5 * max(spread, normal))))) >= 10
+    spread = max(float(left.square().mean().sqrt()), normal)
+    return len(left) * math.erf(normal / (2**0.5 * spread)) >= 10
 
 
 def places(matrix: Tensor) -> Places:
