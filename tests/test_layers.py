@@ -14,7 +14,7 @@ ORDER = (
     ("component", "concept_file", "model", "report"),
     ("simplex", "closed_form", "completion", "inversion", "pruning"),
     ("erasers", "attacks", "judges", "utility"),
-    ("protocol", "pursuit"),
+    ("protocol", "pursuit", "inspection"),
     ("audit_file", "provenance"),
     ("store",),
     ("jobs",),

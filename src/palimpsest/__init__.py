@@ -9,6 +9,7 @@ if typing.TYPE_CHECKING:
     from palimpsest.concept_file import shipped_concepts
     from palimpsest.erasers.base import Eraser
     from palimpsest.errors import PalimpsestError
+    from palimpsest.inspection import Inspection, inspect
     from palimpsest.judges.base import Judge
     from palimpsest.model import Model, Probe, Sampling, Slope
     from palimpsest.protocol import Audit
@@ -26,6 +27,7 @@ __all__ = [
     "Cost",
     "Eraser",
     "Goal",
+    "Inspection",
     "Judge",
     "Measure",
     "Model",
@@ -40,6 +42,7 @@ __all__ = [
     "Verdict",
     "Victim",
     "audit",
+    "inspect",
     "shipped_concepts",
 ]
 
@@ -49,6 +52,7 @@ _HOMES = {
     "concept_file": ("shipped_concepts",),
     "erasers.base": ("Eraser",),
     "errors": ("PalimpsestError",),
+    "inspection": ("Inspection", "inspect"),
     "judges.base": ("Judge",),
     "model": ("Model", "Probe", "Sampling", "Slope"),
     "protocol": ("Audit",),

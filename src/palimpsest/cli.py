@@ -395,6 +395,42 @@ def export(
 
 
 @app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="What --base takes, or a file of weights as checkpoint=PATH takes it.")],
+    base: Annotated[
+        str | None, typer.Option(help="What it was before: miniature, twin, a diffusers folder or a hub id.")
+    ] = None,
+    as_json: AsJson = False,
+    plot: Annotated[Path | None, typer.Option(help="A new PNG of zeros and changes; needs palimpsest[plots].")] = None,
+    download: Download = False,
+) -> None:
+    """Say what a checkpoint's weights betray, without drawing a picture.
+
+    Exact zeros beyond chance and what mask they form; with --base also what changed, and of what rank. A LoRA or a
+    file of some of the weights needs --base. Stable Diffusion 1.5 takes less than a minute on two CPU cores, with
+    --base some minutes. Exit code 0 whatever is found.
+    """
+    from palimpsest.inspection import inspect as look
+    from palimpsest.inspection import open_weights
+    from palimpsest.inspection.plot import plot as draw_plot
+    from palimpsest.inspection.plot import require_plot
+    from palimpsest.inspection.words import lines
+
+    if plot is not None:
+        require_plot(plot)
+    found = look(*open_weights(model, base, download=download))
+    if as_json:
+        _tell({"model": model, "base": base, **found.as_json()})
+    else:
+        for line in lines(found, model=model, base=base):
+            _say(line)
+    if plot is not None:
+        draw_plot(found, plot, title=Path(model).name + (f" against {Path(base).name}" if base else ""))
+        if not as_json:
+            _say(f"Plot: {plot}")
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say whether all is there to work with.
 

@@ -20,6 +20,7 @@ PARTS = ("model", "twin", "clip", "judges/first", "judges/second")
 EXTRAS = {
     "pyarrow": ("tables", "export to Parquet"),
     "pandas": ("tables", "tables in a notebook"),
+    "matplotlib": ("plots", "the plot of an inspection"),
     "torchmetrics": ("benchmarks", "the benchmarks"),
 }
 
