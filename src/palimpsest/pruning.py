@@ -159,10 +159,11 @@ class Mask:
 
 def matrices(model: Model, pattern: str) -> dict[str, Tensor]:
     """Name -> (out, in), the 2-D weights whose whole qualified name matches; raises ``BadModel`` if there are none."""
+    found: dict[str, Tensor] = {}
     try:
         found = {name: weight for name, weight in model.weights(pattern).items() if weight.ndim == 2}
     except BadSetting:
-        found = {}
+        pass  # of names that match none; said below of matrices
     if not found:
         raise BadModel(f"expected a model with matrices called {pattern}, got one without")
     return found

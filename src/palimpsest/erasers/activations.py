@@ -73,4 +73,5 @@ def watching(model: Model, keep: dict[str, Callable[[Tensor], Tensor]]) -> Itera
 def _squares(inputs: Tensor, *, n: int) -> Tensor:
     """(branches * n, positions, width) -> (n, width): squares summed over rows of length 1."""
     rows = torch.nn.functional.normalize(inputs.float(), dim=-1)
-    return rows.square().unflatten(0, (-1, n)).sum((0, 2))
+    sums: Tensor = rows.square().unflatten(0, (-1, n)).sum((0, 2))
+    return sums

@@ -37,7 +37,7 @@ class Fia(Eraser):
         U_tij = |W_ij| |X_j|                                       (form "released"; rows of X of length 1)
         U_tij = |W_ij| |X_j| |<X_j, Y_i>| / (|X_j| |Y_i| + eps)    (form "paper")
         S = max(0, mean_c U - mean_b U - std_b U)
-        A = 1/2 mean_t S_t + 1/2 mean_t 1[S_t > tau_t]             (tau_t: the r1-th part of S_t is as large)
+        A = 1/2 mean_t S_t + 1/2 mean_t 1[S_t > tau_t]             (tau_t: the share r1 of S_t reaches it)
         Q = top r2 of each row of A, and top r2 of A
 
     The released code divides the first term of A by its maximum; the form "paper" does not. What has A = 0 is never
