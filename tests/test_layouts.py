@@ -263,7 +263,7 @@ def test_kohyas_text_encoder_and_convolutions(tmp_path, model, counted):
 def test_a_folder_of_both_a_pipeline_and_a_lora_is_neither(tmp_path, model, tuned):
     tiny_pipeline(tmp_path)
     save_file(get_peft_model_state_dict(tuned.unet), tmp_path / "adapter_model.safetensors")
-    with pytest.raises(BadCheckpoint, match="got a folder of both: name the LoRA's file"):
+    with pytest.raises(BadCheckpoint, match="got both: name the LoRA's file"):
         load(tmp_path, model)
     assert difference(load(tmp_path / "adapter_model.safetensors", model), model)
 

@@ -153,5 +153,6 @@ def _write_parquet(found: list[dict[str, Any]], path: Path) -> None:
     # A column may be empty throughout: what it would hold is said, not guessed.
     columns = found[0] if found else LOOKS
     held = {name: next((type(row[name]) for row in found if row[name] is not None), float) for name in columns}
-    schema = pyarrow.schema([(name, types[LOOKS.get(name, held[name])]) for name in columns])
+    held |= LOOKS if held.keys() >= LOOKS.keys() else {}  # another table may call another thing by one of its names
+    schema = pyarrow.schema([(name, types[held[name]]) for name in columns])
     parquet.write_table(pyarrow.Table.from_pylist(found, schema=schema), path)
