@@ -87,6 +87,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "comparisons": findings.comparisons,
         "troubles": findings.troubles,
         "idle": findings.run.idle,
+        "reasons": findings.run.reasons,
         "enough": ENOUGH,
         "erased": ERASED,
         "provenance": _provenance(findings),
