@@ -1,6 +1,6 @@
 """How far a pruned concept comes back, and by what: the paper's attack, its rivals, its oracles, and more than these.
 
-    python benchmarks/revival.py [--quick] [--json FILE] [--q SHARE] [--concepts NAME,...] [--pictures N] [--ways WAY;...]
+    python benchmarks/revival.py [--quick] [--json FILE] [--q Q] [--concepts NAME,...] [--pictures N] [--ways WAY;...]
 
 For each concept: how many of the pruned signs each recovery finds, overall, of what it retains, and by size; and how
 often the concept is shown by the base, after ConceptPrune, and after each way to fill the zeros. The oracles know the
