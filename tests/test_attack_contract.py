@@ -18,6 +18,8 @@ SMALL = {
     "p4d": {"steps": 3, "iterations": 2},
     "random_prefix": {},
     "revive": {},
+    "revive_changed": {},
+    "revive_oracle": {},
     "seed_search": {},
     "unlearn_diff": {"steps": 3, "iterations": 2},
 }

@@ -1,3 +1,4 @@
+import html
 import json
 import shutil
 import subprocess
@@ -354,13 +355,15 @@ def test_an_attack_that_makes_no_victim_gives_up_all_its_goals(tmp_path: Path) -
     # Nothing was attacked, so nothing withstood.
     assert "revive" not in {row["attack"] for row in report.table(tmp_path)}
     told = report.summary(tmp_path)
+    why = "nothing to revive: no exact zeros beyond 0 natural ones in 19,456 weights of 7 feed-forwards' second linears"
     assert told["idle"] == [
-        {"concept": "church", "eraser": eraser, "attack": "revive"} for eraser in ("dampen", "nothing")
+        {"concept": "church", "eraser": eraser, "attack": "revive", "reason": why} for eraser in ("dampen", "nothing")
     ]
     assert told["troubles"] == []
     folder = report.write(tmp_path).parent
-    for page in ("report.md", "report.html"):
-        assert "Had nothing to work on: revive on church after dampen" in (folder / page).read_text(encoding="utf-8")
+    for name in ("report.md", "report.html"):
+        page = html.unescape((folder / name).read_text(encoding="utf-8"))
+        assert f"Had nothing to work on: revive on church after dampen ({why})" in page
 
 
 def test_measures_are_taken_of_every_victim_and_of_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,9 +82,9 @@ class Pursuit:
         self.cost += slope.cost + Cost(seconds=seconds)
         self._answered(slope)
 
-    def gave_up(self) -> None:
+    def gave_up(self, reason: str | None = None) -> None:
         """Ends before anything was asked for: the attack has nothing to work on."""
-        self._end("gave_up")
+        self._end("gave_up", reason=reason)
 
     def failed(self, error: Exception) -> None:
         """Ends with what the attack, or what it asked for, raised."""
@@ -141,7 +141,7 @@ class Pursuit:
         if missing := {need for question in questions for need in _needs(question)} - held:
             raise PermissionError(f"needs {', '.join(sorted(missing))}, which {self.attack.name} does not declare")
 
-    def _end(self, end: End, error: str | None = None) -> None:
+    def _end(self, end: End, error: str | None = None, reason: str | None = None) -> None:
         """Closes the search. The end stands on the last look's line, or on its own if more was spent since."""
         self.waiting = []
         if self.search is not None:
@@ -161,6 +161,7 @@ class Pursuit:
                 cost=self.cost,
                 end=end,
                 error=error,
+                reason=reason,
             )
         )
 

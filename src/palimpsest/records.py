@@ -150,6 +150,8 @@ class Trial:
     """SHA-256 of the PNG in the run's ``pictures``."""
     end: End | None = None
     error: str | None = None
+    reason: str | None = None
+    """Why an attack that gave up had nothing to work on, if it says so."""
     dropped_tokens: int = 0
     """Tokens of the prompt that did not fit the context; the goal is kept, and the report says so."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from palimpsest.attacks.base import Attack, Case, Need
+from palimpsest.attacks.base import Attack, Case, GivesUp, Need
 from palimpsest.calibrating import calibrated, calibrations, described, measured, scored, sources_left
 from palimpsest.erasing import erased, is_at_hand, stream
 from palimpsest.jobs import Job, jobs, left_out, overrides
@@ -154,16 +154,19 @@ class Runner:
             concepts=[job.concept],
             random=stream(self.audit.seed, "revise", *_name(victim), attack.label),
         )
-        number = None
-        for number, revised in revisions:
-            revision = replace(victim, revision=number, fingerprint=revised.fingerprint)
-            self._attack(job, revision, revised, [attack])
+        number = reason = None
+        try:
+            for number, revised in revisions:
+                revision = replace(victim, revision=number, fingerprint=revised.fingerprint)
+                self._attack(job, revision, revised, [attack])
+        except GivesUp as given_up:
+            reason = str(given_up)
         if number is None:
             for _, goal in job.goals_left(self.store, [attack], victim):
                 pursuit = Pursuit(
                     victim=victim, attack=attack, goal=goal, budget=self.audit.budget, price=lambda _: Cost()
                 )
-                pursuit.gave_up()
+                pursuit.gave_up(reason)
                 self.store.finish(pursuit.trials)
 
     # attacks

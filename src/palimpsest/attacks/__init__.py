@@ -5,9 +5,31 @@ from palimpsest.attacks.direct import Direct
 from palimpsest.attacks.p4d import P4D
 from palimpsest.attacks.random_prefix import RandomPrefix
 from palimpsest.attacks.revive import Revive
+from palimpsest.attacks.revive_changed import ReviveChanged
+from palimpsest.attacks.revive_oracle import ReviveOracle
 from palimpsest.attacks.seed_search import SeedSearch
 from palimpsest.attacks.unlearn_diff import UnlearnDiff
 
-__all__ = ["ATTACKS", "P4D", "Attack", "Direct", "RandomPrefix", "Revive", "SeedSearch", "UnlearnDiff"]
+__all__ = [
+    "ATTACKS",
+    "P4D",
+    "Attack",
+    "Direct",
+    "RandomPrefix",
+    "Revive",
+    "ReviveChanged",
+    "ReviveOracle",
+    "SeedSearch",
+    "UnlearnDiff",
+]
 
-ATTACKS: tuple[type[Attack], ...] = (Direct, P4D, RandomPrefix, Revive, SeedSearch, UnlearnDiff)
+ATTACKS: tuple[type[Attack], ...] = (
+    Direct,
+    P4D,
+    RandomPrefix,
+    Revive,
+    ReviveChanged,
+    ReviveOracle,
+    SeedSearch,
+    UnlearnDiff,
+)

@@ -40,6 +40,11 @@ BUDGETS: dict[str, Budget] = {
     "full": Budget(looks=51, passes=50 * 40 * 2 + 51 * 100),
 }
 
+
+class GivesUp(Exception):
+    """What ``revise`` raises, before it yields anything, to say why it has nothing to work on."""
+
+
 Search = Generator[Sequence[Attempt] | Sequence[Probe], Any, None]
 """Yields attempts and is sent verdicts, or yields probes and is sent slopes, in the same order."""
 
@@ -103,7 +108,7 @@ class Attack(Component):
     ) -> Iterator[tuple[int, Model]]:
         """(revision number, model): victims that the attacker made of the victim; by default itself alone.
 
-        Yielding none means giving up: the victim has nothing that this attack could work on.
+        Yielding none means giving up: the victim has nothing that this attack could work on. ``GivesUp`` says why.
         """
         yield 0, victim
 

@@ -110,8 +110,18 @@ class Model(Network):
         """Live weights by qualified name (``unet.``, ``text_encoder.``, ``vae.``); ``BadSetting`` if none matches."""
         return weights.matching(self, pattern)
 
+    def feed_forwards(self) -> dict[str, tuple[str, ...]]:
+        """The denoiser's second linears, each with what leads into it: (hidden or twice that, width); none: empty."""
+        return {
+            f"unet.{second}": tuple(f"unet.{first}" for first in firsts)
+            for second, firsts in weights.feed_forwards(self.unet).items()
+        }
+
     def with_weights(self, changed: Mapping[str, Tensor]) -> "Model":
-        """A copy with these weights, all others shared; ``BadCheckpoint`` names what does not fit."""
+        """A copy with these weights, all others shared; ``BadCheckpoint`` names what does not fit.
+
+        They are taken one by one, so that a mapping may work each out when it is asked for.
+        """
         return weights.changed(self, changed)
 
     def with_token(self, token: str, embedding: Tensor) -> "Model":

@@ -45,6 +45,26 @@ def matching(model: Network, pattern: str) -> dict[str, nn.Parameter]:
     return found
 
 
+def feed_forwards(denoiser: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Name of each feed-forward's second linear weight -> names of the weights that lead into it.
+
+    Known by their structure: a module whose only linears are one that narrows, and one or two that widen what that one
+    gives to what it takes, or to twice that (gated).
+    """
+    found = {}
+    for name, module in denoiser.named_modules():
+        linears = {f"{name}.{path}": one for path, one in module.named_modules() if isinstance(one, nn.Linear)}
+        if len(linears) not in (2, 3):
+            continue
+        second = min(linears, key=lambda path: linears[path].out_features / linears[path].in_features)
+        last, firsts = linears[second], [one for path, one in linears.items() if path != second]
+        width, hidden = last.out_features, last.in_features
+        widens = all(one.in_features == width for one in firsts)
+        if width < hidden and widens and sum(one.out_features for one in firsts) in (hidden, 2 * hidden):
+            found[f"{second}.weight"] = tuple(f"{path}.weight" for path in linears if path != second)
+    return found
+
+
 def put(model: Network, name: str, weight: Tensor, *, trainable: bool = False) -> None:
     """Sets one weight of a model whose modules are its own."""
     network, _, path = name.partition(".")

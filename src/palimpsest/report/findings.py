@@ -84,7 +84,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
             for row in findings.utility
         ],
         "left_out": [row._asdict() for row in left_out(findings.run)],
-        "idle": [key._asdict() for key in findings.run.idle],
+        "idle": [key._asdict() | {"reason": findings.run.reasons[key]} for key in findings.run.idle],
         "comparisons": [asdict(row) for row in findings.comparisons],
         "troubles": [
             row.key._asdict() | _pick(row, "errors", "untold", "dropped", "missing") for row in findings.troubles

@@ -70,6 +70,8 @@ class Run:
     """Sorted by key; the goals of each by prompt and seed."""
     idle: tuple[Key, ...]
     """Cells in which the attack had nothing to work on, sorted; none of them is in ``outcomes``."""
+    reasons: dict[Key, str]
+    """Of the idle cells; empty where the attack does not say why."""
     readings: tuple[Reading, ...]
 
     def kind(self, concept: str) -> str:
@@ -151,6 +153,7 @@ def read(folder: Path) -> Run:
         provenance=provenance,
         outcomes={key: cell for key, cell in outcomes.items() if key not in idle},
         idle=idle,
+        reasons={key: outcomes[key][0].trials[-1].reason or "" for key in idle},
         readings=tuple(_records(folder / "readings.jsonl", Reading)),
     )
 

@@ -103,6 +103,7 @@ def context(findings: Findings, folder: str | None = None) -> dict[str, Any]:
         "comparisons": findings.comparisons,
         "troubles": findings.troubles,
         "idle": findings.run.idle,
+        "reasons": findings.run.reasons,
         "enough": ENOUGH,
         "erased": ERASED,
         "provenance": _provenance(findings),
