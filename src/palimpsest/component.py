@@ -77,9 +77,9 @@ def build(what: str, parts: Sequence[type[PartT]], spec: str | Mapping[str, Any]
             )
     types = get_type_hints(part)
     for setting, value in settings.items():
-        # A choice that looks like a number may be written as one: uce:form=2023.
-        if isinstance(value, int) and str(value) in get_args(types[setting]):
-            settings[setting] = str(value)
+        # A choice that looks like a number or a truth value may be written as one: uce:form=2023.
+        if isinstance(value, int) and (word := str(value).lower()) in get_args(types[setting]):
+            settings[setting] = word
         if isinstance(value, int) and abs(value) > LARGEST:
             raise BadSetting(f"{what} {name!r}, setting {setting!r}: expected at most {LARGEST:,}, got {value}")
     # JSON mode is strict about types (a string is no number) and lenient about tuples written as lists.

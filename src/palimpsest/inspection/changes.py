@@ -134,4 +134,5 @@ def _ranked(change: Change, difference: Tensor, precision: float) -> Change:
 
 def _row_space(difference: Tensor, rank: int) -> Tensor:
     """(in, rank): an orthonormal basis of the rows of D."""
-    return torch.linalg.eigh(difference.mT @ difference).eigenvectors[:, -rank:]
+    basis: Tensor = torch.linalg.eigh(difference.mT @ difference).eigenvectors
+    return basis[:, -rank:]

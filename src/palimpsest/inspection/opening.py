@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from palimpsest.erasers.checkpoint import ADAPTER, Checkpoint, read_state
+from palimpsest.erasers.checkpoint import Checkpoint
 from palimpsest.errors import BadCheckpoint, BadSetting
 from palimpsest.model import Model
 from palimpsest.model.layouts import is_low_rank
+from palimpsest.model.state_files import adapter_in, read_state
 
 PREFIXES = {
     "unet.": "unet.",
@@ -45,7 +46,7 @@ def open_weights(
     eraser ``checkpoint`` does. Without a base a file must hold a whole denoiser, text encoder or both.
     """
     path = Path(source)
-    is_file = path.is_file() or (path / ADAPTER[0]).exists()
+    is_file = path.is_file() or adapter_in(path) is not None
     if base is None:
         return (_alone(path) if is_file else _load(source, download).weights()), None
     original = _load(base, download)
@@ -61,7 +62,7 @@ def _load(source: str, download: bool) -> Model:
 
 def _alone(path: Path) -> dict[str, Tensor]:
     """The weights of a file without a base."""
-    file = path / ADAPTER[0] if path.is_dir() else path
+    file = adapter_in(path) or path
     Checkpoint(path=str(file))  # refuses other endings
     state = read_state(file)
     if is_low_rank(state):

@@ -52,7 +52,7 @@ def plot(inspection: Inspection, path: Path, *, title: str) -> None:
     shown = _zeros(axes[0], inspection, place)
     if inspection.changes:
         shown |= _changes(axes[1], inspection, place)
-    _stages(axes, list(place))
+    _stages(list(axes), list(place))
     handles = [axes[0].plot([], [], "o", color=COLOURS[kind], label=kind)[0] for kind in KINDS if kind in shown]
     if any(not one.beyond and one.zeros for one in inspection.zeros):
         handles.append(axes[0].plot([], [], "o", mfc="white", mec="#888888", label="within chance")[0])

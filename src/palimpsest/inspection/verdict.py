@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 from palimpsest.inspection.changes import Change
 from palimpsest.inspection.kinds import CROSS, FEED_FORWARD, TEXT
@@ -141,7 +141,7 @@ def _ratio(found: float, expected: float) -> float:
     return found / expected if expected else 1.0
 
 
-def _scatter(where: Sequence[Places]) -> dict[str, float]:
+def _scatter(where: Sequence[Places]) -> dict[str, Any]:
     """Scatter of rows and columns over all matrices, and how far from chance."""
     told = {}
     for axis in ("row", "column"):
@@ -153,7 +153,7 @@ def _scatter(where: Sequence[Places]) -> dict[str, float]:
     return told
 
 
-def _large(where: Sequence[Places]) -> dict[str, float]:
+def _large(where: Sequence[Places]) -> dict[str, Any]:
     found, expected = sum(place.large for place in where), sum(place.large_expected for place in where)
     # Both the survivors and the bound, which comes from as many, vary.
     return {
