@@ -1,7 +1,7 @@
 """What parts there are: names, meanings and settings, read from their source, so that nothing has to be imported."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
@@ -40,14 +40,14 @@ class Part:
 
 def parts(kind: str) -> tuple[Part, ...]:
     """All parts of a kind, sorted by name."""
-    files = sorted((HERE / KINDS[kind]).glob("*.py"))
-    return tuple(sorted((part for file in files for part in _parts(kind, file)), key=lambda part: part.name))
-
-
-def _parts(kind: str, file: Path) -> Iterator[Part]:
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and (name := _name(node)):
-            yield Part(kind=kind, name=name, meaning=cleandoc(ast.get_docstring(node) or ""), settings=_settings(node))
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in sorted((HERE / KINDS[kind]).glob("*.py"))]
+    classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+    found = [
+        Part(kind=kind, name=name, meaning=cleandoc(ast.get_docstring(node) or ""), settings=_settings(node, classes))
+        for node in classes.values()
+        if (name := _name(node))
+    ]
+    return tuple(sorted(found, key=lambda part: part.name))
 
 
 def _name(node: ast.ClassDef) -> str | None:
@@ -61,8 +61,10 @@ def _name(node: ast.ClassDef) -> str | None:
     return None
 
 
-def _settings(node: ast.ClassDef) -> tuple[Setting, ...]:
-    found = []
+def _settings(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> tuple[Setting, ...]:
+    """A part's own, behind those of the part that it is a kind of."""
+    above = [classes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in classes]
+    found = [setting for one in above for setting in _settings(one, classes)]
     for line, following in zip(node.body, [*node.body[1:], None], strict=True):
         match line:
             case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=value):
