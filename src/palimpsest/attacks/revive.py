@@ -29,7 +29,8 @@ class Revive(Attack):
         W_ij <- sign(R_ij) (1 + 1e-6) max_{k in O_i} |W_ik|
 
     (neuron-max scaling). The rest of P stays zero. Needs no prompt, picture, gradient or original. The rivals of the
-    paper are ``magnitude`` and ``recovery``; ``matrix_normal`` is not the paper's, and finds more signs.
+    paper are ``magnitude`` and ``recovery``. ``matrix_normal`` is not the paper's: it finds more signs, and in the few
+    pictures of the miniature that were drawn with it the concept was not shown more often.
     """
 
     name = "revive"
