@@ -56,14 +56,14 @@ class Checkpoint(Eraser):
     ) -> Iterator[tuple[int, Model]]:
         """The erased model, in one stage."""
         path = Path(self.path)
+        if path.is_dir():
+            screen_files(path)
         file = adapter_in(path) if path.is_dir() else path
         if file is None:
             yield 1, self._folder(path, model)
             return
-        if path.is_dir():
-            if (path / "model_index.json").exists():
-                raise BadCheckpoint(f"{path}: expected a pipeline or a LoRA, got both: name the LoRA's file")
-            screen_files(path)
+        if path.is_dir() and (path / "model_index.json").exists():
+            raise BadCheckpoint(f"{path}: expected a pipeline or a LoRA, got both: name the LoRA's file")
         state = read_state(file)
         try:
             refuse_other_adapters(state)
