@@ -18,11 +18,16 @@ ESD = {"name": "esd", "iterations": 2, "lr": 1e-2, "steps": 3}
 FF2 = r"unet\..*\.ff\.net\.2\.weight"
 PRUNE = {"name": "concept_prune", "q": 0.2, "tau": 2, "steps": 4}
 FIA = {"name": "fia", "r2": 0.1, "tau": 2, "steps": 4}
+AC = {"name": "ac", "iterations": 2, "lr": 1e-2, "pictures": 4, "steps": 2}
 KEPT = r"(time_embedding|conv_norm_out|conv_out)\."
 
 CASES = {
     "nothing": ({"name": "nothing"}, r"(?!)"),
     "checkpoint": ({"name": "checkpoint"}, r"unet\..*"),
+    "ac": (AC, KV),
+    "ac attn": (AC | {"weights": "attn", "prior": 1.0}, r"unet\..*\.attn2\..*"),
+    "ac full": (AC | {"weights": "full", "form": "noise"}, r"unet\..*"),
+    "ac embedding": (AC | {"weights": "embedding"}, r"text_encoder\..*token_embedding\.weight"),
     "cad": ({"name": "cad", "ratio": 0.1, "steps": 2}, r"unet\..*\.ff\.net\.(0\.proj|2)\.weight"),
     "concept_prune": (PRUNE, FF2),
     "concept_prune ff1": (PRUNE | {"layers": "ff1"}, r"unet\..*\.ff\.net\.0\.proj\.weight"),

@@ -1,5 +1,6 @@
 """Erasers: ways to make a model forget a concept."""
 
+from palimpsest.erasers.ac import Ac
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.cad import Cad
 from palimpsest.erasers.checkpoint import Checkpoint
@@ -10,6 +11,6 @@ from palimpsest.erasers.magnitude import Magnitude
 from palimpsest.erasers.nothing import Nothing
 from palimpsest.erasers.uce import Uce
 
-__all__ = ["ERASERS", "Cad", "Checkpoint", "ConceptPrune", "Eraser", "Esd", "Fia", "Magnitude", "Nothing", "Uce"]
+__all__ = ["ERASERS", "Ac", "Cad", "Checkpoint", "ConceptPrune", "Eraser", "Esd", "Fia", "Magnitude", "Nothing", "Uce"]
 
-ERASERS: tuple[type[Eraser], ...] = (Nothing, Checkpoint, Cad, ConceptPrune, Esd, Fia, Magnitude, Uce)
+ERASERS: tuple[type[Eraser], ...] = (Nothing, Checkpoint, Ac, Cad, ConceptPrune, Esd, Fia, Magnitude, Uce)
