@@ -9,6 +9,7 @@ import torch
 from cases import concept
 from palimpsest.erasers import Ac
 from palimpsest.errors import BadSetting
+from plain import Plain
 from tiny import tiny_model
 
 PAIRS = (("a photo of a church at night", "a photo of a house at night"), ("a church", "a tree"))
@@ -23,11 +24,10 @@ def model():
     return tiny_model(dtype=torch.float64, batch=2)
 
 
-@dataclass
-class Loop:
+@dataclass(kw_only=True)
+class Loop(Plain):
     """Published concept ablation, in plain PyTorch; a mutation changes one thing in it."""
 
-    model: object
     form: str = "model"
     prior: float = 0.0
     mutation: str = ""
@@ -35,7 +35,7 @@ class Loop:
     def run(self) -> torch.Tensor:
         random = torch.Generator().manual_seed(0)
         pairs = [PAIRS[at % 2] for at in range(3)]
-        base, student = self.model.unet, copy.deepcopy(self.model.unet)
+        student = copy.deepcopy(self.model.unet)
         mine = [
             weight.requires_grad_()
             for name, weight in student.named_parameters()
@@ -43,17 +43,17 @@ class Loop:
         ]
         adam = torch.optim.AdamW(mine, lr=SETTINGS["lr"] * (1 if self.mutation == "lr" else SETTINGS["batch"]))
         drawn = [pair[0] if self.mutation == "pictures of the concept" else pair[1] for pair in pairs]
-        clean = torch.cat([self.pictures(base, drawn[:2], random), self.pictures(base, drawn[2:], random)])
+        clean = self.pictures(drawn, random)
         for _ in range(SETTINGS["iterations"]):
-            x, t, noise, rows = self.noised(clean, random)
+            x, t, noise, rows = self.noised(clean, random, batch=2)
             target = noise
             if (self.form == "model") != (self.mutation == "the other target"):
                 with torch.no_grad():
-                    teacher = base if self.mutation == "frozen target" else student
+                    teacher = self.model.unet if self.mutation == "frozen target" else student
                     target = teacher(x, t, self.states([pairs[row][1] for row in rows])).sample
             loss = ((student(x, t, self.states([pairs[row][0] for row in rows])).sample - target) ** 2).mean()
             if self.prior:
-                x, t, noise, rows = self.noised(clean, random)
+                x, t, noise, rows = self.noised(clean, random, batch=2)
                 said = student(x, t, self.states([pairs[row][1] for row in rows])).sample
                 loss = loss + self.prior * ((said - noise) ** 2).mean()
             adam.zero_grad()
@@ -62,31 +62,6 @@ class Loop:
                 torch.nn.utils.clip_grad_norm_(mine, NORM)
             adam.step()
         return dict(student.named_parameters())[KEYS.removeprefix("unet.")].detach()
-
-    def states(self, prompts):
-        with torch.no_grad():
-            return self.model.text_encoder(torch.stack([self.model.tokens(prompt) for prompt in prompts]))[0]
-
-    def noised(self, clean, random):
-        rows = torch.randint(3, (2,), generator=random)
-        t = torch.randint(1000, (2,), generator=random)
-        noise = torch.randn(2, *self.model.latent_shape, generator=random).double()
-        alpha = self.model.alphas_cumprod.double()[t].reshape(-1, 1, 1, 1)
-        return alpha.sqrt() * clean[rows] + (1 - alpha).sqrt() * noise, t, noise, rows.tolist()
-
-    @torch.no_grad()
-    def pictures(self, unet, prompts, random):
-        """DDIM without noise, guided, written out."""
-        x = torch.randn(len(prompts), *self.model.latent_shape, generator=random).double()
-        alphas = self.model.alphas_cumprod.double()
-        for t, then in ((501, alphas[1]), (1, alphas[0])):
-            given, without = (
-                unet(x, t, self.states(prompts)).sample,
-                unet(x, t, self.states([""] * len(prompts))).sample,
-            )
-            noise = without + 7.5 * (given - without)
-            x = then.sqrt() * (x - (1 - alphas[t]).sqrt() * noise) / alphas[t].sqrt() + (1 - then).sqrt() * noise
-        return x
 
 
 NORM = 1e-4
@@ -111,17 +86,17 @@ def case(request, model):
 def test_equals_a_plain_loop(model, case):
     settings, found = case
     assert (found - model.weights()[KEYS]).abs().max() > 1e-2
-    torch.testing.assert_close(found, Loop(model, **settings).run(), atol=CLOSE, rtol=0)
+    torch.testing.assert_close(found, Loop(model=model, **settings).run(), atol=CLOSE, rtol=0)
 
 
 @pytest.mark.parametrize("mutation", ["the other target", "pictures of the concept", "lr", "uncut"])
 def test_another_method_does_not_pass(model, case, mutation):
     settings, found = case
-    assert (found - Loop(model, **settings, mutation=mutation).run()).abs().max() > 10 * CLOSE
+    assert (found - Loop(model=model, **settings, mutation=mutation).run()).abs().max() > 10 * CLOSE
 
 
 def test_the_target_is_what_the_student_says_by_then(model):
-    frozen = Loop(model, mutation="frozen target").run()
+    frozen = Loop(model=model, mutation="frozen target").run()
     assert (erased(model).weights()[KEYS] - frozen).abs().max() > 10 * CLOSE
 
 

@@ -52,7 +52,9 @@ def test_draws_what_a_trajectory_to_its_end_gives():
 def at():
     """(model, some noised pictures)."""
     model, random = tiny_model(batch=2, prediction_type="v_prediction"), torch.Generator().manual_seed(0)
-    examples = Examples(clean=torch.randn(3, *model.latent_shape, generator=random), pairs=[Pair("a church", "a fish")] * 3)
+    examples = Examples(
+        clean=torch.randn(3, *model.latent_shape, generator=random), pairs=[Pair("a church", "a fish")] * 3
+    )
     return model, examples.drawn(model, 4, random)
 
 

@@ -155,3 +155,11 @@ def draw(
     # Each batch on its own, so that little is lost of an hour's drawing.
     made = [kept(f"{name}-{first}", partial(batch, first), random=random) for first in starts]
     return Examples(clean=torch.cat(made).to(model.device), pairs=pairs)
+
+
+def forgotten_and_retained(
+    concepts: Sequence[Concept], part: str, *, pseudo: str | None, retain: Sequence[str], count: int
+) -> tuple[list[Pair], list[Pair]]:
+    """``count`` pairs of the concepts, in turn, and as many prompts to keep; raises as the two functions above do."""
+    groups = pairs_of(concepts, part, anchor=pseudo)
+    return in_turn(groups, count), in_turn([retained(groups, retain, concepts, part)], count)
