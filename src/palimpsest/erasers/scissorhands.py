@@ -222,13 +222,13 @@ def _fresh(name: str, weight: Tensor, form: Form, random: torch.Generator) -> Te
 def projecting(optimiser: torch.optim.Optimizer, direction: Sequence[Tensor]) -> None:
     """From now on, gradients that lead against ``direction`` (one tensor per weight) are turned before each step."""
     weights = [weight for group in optimiser.param_groups for weight in group["params"]]
-    square = sum(float(one.square().sum()) for one in direction)
+    square = sum(float(one.square().sum(dtype=torch.float64)) for one in direction)
 
     def turn(*_: Any) -> None:
         pairs = [(weight.grad, one) for weight, one in zip(weights, direction, strict=True) if weight.grad is not None]
-        along = sum(float((gradient * one).sum()) for gradient, one in pairs)
+        along = sum(float((gradient * one).sum(dtype=torch.float64)) for gradient, one in pairs)
         if along < 0:
             for gradient, one in pairs:
-                gradient += max(MARGIN, -along / (square + RIDGE)) * one
+                gradient.add_(one.to(gradient), alpha=max(MARGIN, -along / (square + RIDGE)))
 
     optimiser.register_step_pre_hook(turn)
