@@ -18,7 +18,8 @@ PAIRS = (("a photo of a church at night", "a photo of a house at night"), ("a ch
 CHURCH = concept("church", pairs=PAIRS)
 SETTINGS = {"sparsity": 0.9, "saliency": 2, "epochs": 1, "lr": 1e-2, "batch": 2, "pictures": 5, "steps": 2}
 SELF = "up_blocks.1.attentions.1.transformer_blocks.0.attn1.to_v.weight"
-CLOSE = 1e-6
+CLOSE = 1e-5
+"""The samplers keep their schedule in single precision, and weights begun anew magnify the difference."""
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ MUTATIONS = ["the other form", "the other beginning", "zeroed", "the other salie
 @pytest.mark.parametrize("form", ["ascent", "pseudo"])
 def test_another_method_does_not_pass(model, form, mutation):
     found = erased(model, form=form).weights()[f"unet.{SELF}"]
-    assert (found - Loop(model=model, form=form, mutation=mutation).run()).abs().max() > 100 * CLOSE
+    assert (found - Loop(model=model, form=form, mutation=mutation).run()).abs().max() > 10 * CLOSE
 
 
 def test_what_begins_anew_lies_where_it_may(model):

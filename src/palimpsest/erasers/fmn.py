@@ -123,7 +123,8 @@ class Fmn(Eraser):
             student.predict_noise(at.latents, at.steps, sight.text.repeat(self.batch))
         # The backward begins at the maps, where the answer's own count does not see it.
         student.count(backwards=self.batch)
-        return torch.cat([maps.flatten() for forwards in seen.values() for maps in forwards]).norm()
+        looks: Tensor = torch.cat([maps.flatten() for forwards in seen.values() for maps in forwards]).norm()
+        return looks
 
     def _sight(self, model: Model, concept: Concept, at: int, random: torch.Generator) -> Sight:
         template = PROMPTS.get(concept.kind, "a photo of {}") if self.prompt is None else self.prompt

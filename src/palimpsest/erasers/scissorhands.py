@@ -1,7 +1,7 @@
 """Scissorhands: the weights that the concept needs most begin anew, and the whole is trained without it."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, Literal, NamedTuple
@@ -197,7 +197,7 @@ class Scissorhands(Eraser):
         return mask
 
 
-def middle_self_attention(names: Sequence[str] | dict[str, Any]) -> list[str]:
+def middle_self_attention(names: Iterable[str]) -> list[str]:
     """The names of self-attention in the middle transformer of the first two blocks up that have transformers."""
     found = [(name, int(fits[1]), int(fits[2])) for name in names if (fits := SELF_ATTENTION.fullmatch(name))]
     if not found:
