@@ -1,13 +1,17 @@
 """What trained erasers learn from, and their losses."""
 
+import copy
+
 import pytest
 import torch
 
 from cases import concept
+from palimpsest.erasers import fitting
 from palimpsest.erasers.examples import Examples, Pair, draw, in_turn, pairs_of, retained
+from palimpsest.erasers.fitting import training_in
 from palimpsest.erasers.losses import denoising, guided_denoising, replacing
 from palimpsest.errors import BadSetting
-from palimpsest.model import Sampling
+from palimpsest.model import Model, Sampling
 from tiny import tiny_model
 
 CHURCH = concept("church", pairs=(("a church", "a fish"), ("a church at night", "a tree at night")))
@@ -46,6 +50,36 @@ def test_draws_what_a_trajectory_to_its_end_gives():
         noise = torch.randn(len(prompts), *model.latent_shape, generator=random)
         assert torch.equal(clean, model.trajectory(noise, model.remembered(prompts), sampling))
     assert found.pairs == pairs
+
+
+def test_goes_on_with_the_batch_at_which_it_was_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "KEPT_AFTER", 0.0)
+    pairs = [Pair("a church", "a fish")] * 6
+    walked = []
+
+    class Walks(Model):
+        def trajectory(self, *given, **named):
+            if len(walked) == 2:
+                walked.append("stopped")
+                raise KeyboardInterrupt
+            walked.append("a batch")
+            return super().trajectory(*given, **named)
+
+    model = tiny_model(batch=2)
+    walks = copy.copy(model)
+    walks.__class__ = Walks
+
+    def made(by):
+        random = torch.Generator().manual_seed(0)
+        found = draw(by, pairs, of="given", sampling=Sampling(steps=2), random=random, name="pictures")
+        return torch.cat([found.clean.flatten(), torch.randn(1, generator=random)])
+
+    whole = made(model)
+    with training_in(tmp_path), pytest.raises(KeyboardInterrupt):
+        made(walks)
+    with training_in(tmp_path):
+        assert torch.equal(made(walks), whole)
+    assert walked == ["a batch", "a batch", "stopped", "a batch"]
 
 
 @pytest.fixture(scope="module")
