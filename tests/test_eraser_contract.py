@@ -18,11 +18,20 @@ ESD = {"name": "esd", "iterations": 2, "lr": 1e-2, "steps": 3}
 FF2 = r"unet\..*\.ff\.net\.2\.weight"
 PRUNE = {"name": "concept_prune", "q": 0.2, "tau": 2, "steps": 4}
 FIA = {"name": "fia", "r2": 0.1, "tau": 2, "steps": 4}
+AC = {"name": "ac", "iterations": 2, "lr": 1e-2, "pictures": 4, "steps": 2}
+FMN = {"name": "fmn", "iterations": 2, "lr": 1e-2, "pictures": 2, "steps": 2}
+SALUN = {"name": "salun", "share": 1.0, "epochs": 1, "lr": 1e-2, "pictures": 4, "batch": 2, "steps": 2}
+SCISSORHANDS = {"name": "scissorhands", "sparsity": 0.5, "saliency": 2, "epochs": 1, "lr": 1e-2}
+SCISSORHANDS |= {"pictures": 4, "batch": 2, "steps": 2}
 KEPT = r"(time_embedding|conv_norm_out|conv_out)\."
 
 CASES = {
     "nothing": ({"name": "nothing"}, r"(?!)"),
     "checkpoint": ({"name": "checkpoint"}, r"unet\..*"),
+    "ac": (AC, KV),
+    "ac attn": (AC | {"weights": "attn", "prior": 1.0}, r"unet\..*\.attn2\..*"),
+    "ac full": (AC | {"weights": "full", "form": "noise"}, r"unet\..*"),
+    "ac embedding": (AC | {"weights": "embedding"}, r"text_encoder\..*token_embedding\.weight"),
     "cad": ({"name": "cad", "ratio": 0.1, "steps": 2}, r"unet\..*\.ff\.net\.(0\.proj|2)\.weight"),
     "concept_prune": (PRUNE, FF2),
     "concept_prune ff1": (PRUNE | {"layers": "ff1"}, r"unet\..*\.ff\.net\.0\.proj\.weight"),
@@ -38,11 +47,21 @@ CASES = {
     "esd 2024 u": (ESD | {"form": "2024", "variant": "u"}, r"unet\.(?!.*\.attn2\.)(?!.*norm).*"),
     "fia": (FIA, FF2),
     "fia paper": (FIA | {"form": "paper"}, FF2),
+    "fmn": (FMN, r"unet\..*"),
+    "fmn attn2": (FMN | {"variant": "attn2", "inversion": 2, "end": False}, r"unet\..*\.attn2\..*"),
     "magnitude": ({"name": "magnitude"}, FF2),
+    "salun": (SALUN, r"unet\..*"),
+    "salun attn2": (SALUN | {"layers": "attn2"}, r"unet\..*\.attn2\..*"),
+    "scissorhands": (SCISSORHANDS, r"unet\..*"),
+    "scissorhands all": (SCISSORHANDS | {"where": "all", "project": True}, r"unet\..*"),
+    "scissorhands pseudo": (SCISSORHANDS | {"form": "pseudo"}, r"unet\..*"),
     "uce": ({"name": "uce", "retain": True}, KV),
     "uce 2023": ({"name": "uce", "form": "2023", "target": "tensor"}, KV),
 }
 """Name -> (spec, which weights it may change; those it says it changes)."""
+
+SEVERAL = ["ac", "ac embedding", "cad", "concept_prune", "esd x", "fia", "fia paper", "fmn", "salun", "scissorhands"]
+SEVERAL += ["uce", "uce 2023"]
 
 CONCEPTS = [
     concept(
@@ -121,7 +140,7 @@ def test_the_model_it_gives_draws(erased):
     assert picture.size == erased.picture_size
 
 
-@pytest.mark.parametrize("name", ["cad", "concept_prune", "esd x", "fia", "fia paper", "uce", "uce 2023"])
+@pytest.mark.parametrize("name", SEVERAL)
 def test_each_of_several_concepts_counts(name, model):
     eraser = build("eraser", ERASERS, CASES[name][0] | ({"iterations": 8} if "esd" in name else {}))
     both = erase(eraser, model).fingerprint
