@@ -12,6 +12,7 @@ from torch import Tensor
 
 from palimpsest.erasers.checkpoint import Checkpoint
 from palimpsest.erasers.nothing import Nothing
+from palimpsest.errors import BadModel
 from palimpsest.jobs import Job
 from palimpsest.model import Model
 from palimpsest.protocol import derived_seed
@@ -29,7 +30,7 @@ def stream(*origin: Any) -> torch.Generator:
 
 def erased(job: Job, base: Model, *, seed: int, store: Store, retrain: bool = False) -> Model:
     """The job's model: from the run's folder, from the package (unless ``retrain``), or else erased now."""
-    if isinstance(job.eraser, Nothing | Checkpoint):  # there is nothing to keep that lies nowhere else
+    if _is_quick(job):
         return _erase(job, base, seed)
     name, about = _name(job, base, seed)
     changed = store.weights(name)
@@ -37,30 +38,37 @@ def erased(job: Job, base: Model, *, seed: int, store: Store, retrain: bool = Fa
         changed = load_file(_shipped(name))
         store.keep_weights(name, changed, about | {"made": "shipped with the package"})
     if changed is None:
-        model = _erase(job, base, seed)
-        if model.guarded:  # weights cannot hold a guard, and it is quickly made
-            return model
-        changed = difference(model, base)
+        changed = difference(_erase(job, base, seed), base)
         store.keep_weights(name, changed, about | {"made": "in this run"})
     return base.with_weights(changed)
 
 
 def is_at_hand(job: Job, base: Model, *, seed: int, store: Store | None, retrain: bool = False) -> bool:
     """Whether the job's model need not be erased first."""
-    if isinstance(job.eraser, Nothing | Checkpoint):
+    if _is_quick(job):
         return True
     name, _ = _name(job, base, seed)
     return (store is not None and store.has_weights(name)) or (not retrain and _shipped(name).exists())
 
 
 def difference(model: Model, base: Model) -> dict[str, Tensor]:
-    """The weights in which a model is not its base."""
+    """The weights in which a model is not its base; ``BadModel`` for one behind a guard, which no weights hold."""
+    if model.guarded:
+        raise BadModel(
+            f"cannot save {type(model).__name__} ({model.guard}): a guard stands beside the weights and changes none; "
+            "name its eraser where pictures are drawn, as in an audit"
+        )
     before = base.weights()
     return {
         name: weight.detach()
         for name, weight in model.weights().items()
         if weight is not before[name] and not torch.equal(weight, before[name])
     }
+
+
+def _is_quick(job: Job) -> bool:
+    """Whether there is nothing to keep that lies nowhere else: a guard is made in no time, and weights hold none."""
+    return isinstance(job.eraser, Nothing | Checkpoint) or job.eraser.guard is not None
 
 
 def _erase(job: Job, base: Model, seed: int) -> Model:

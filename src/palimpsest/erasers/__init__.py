@@ -7,9 +7,35 @@ from palimpsest.erasers.concept_prune import ConceptPrune
 from palimpsest.erasers.esd import Esd
 from palimpsest.erasers.fia import Fia
 from palimpsest.erasers.magnitude import Magnitude
+from palimpsest.erasers.negative_prompt import NegativePrompt
 from palimpsest.erasers.nothing import Nothing
+from palimpsest.erasers.sld import Sld
 from palimpsest.erasers.uce import Uce
 
-__all__ = ["ERASERS", "Cad", "Checkpoint", "ConceptPrune", "Eraser", "Esd", "Fia", "Magnitude", "Nothing", "Uce"]
+__all__ = [
+    "ERASERS",
+    "Cad",
+    "Checkpoint",
+    "ConceptPrune",
+    "Eraser",
+    "Esd",
+    "Fia",
+    "Magnitude",
+    "NegativePrompt",
+    "Nothing",
+    "Sld",
+    "Uce",
+]
 
-ERASERS: tuple[type[Eraser], ...] = (Nothing, Checkpoint, Cad, ConceptPrune, Esd, Fia, Magnitude, Uce)
+ERASERS: tuple[type[Eraser], ...] = (
+    Nothing,
+    Checkpoint,
+    Cad,
+    ConceptPrune,
+    Esd,
+    Fia,
+    Magnitude,
+    NegativePrompt,
+    Sld,
+    Uce,
+)

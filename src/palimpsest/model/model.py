@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import diffusers
 import torch
@@ -22,13 +23,16 @@ from palimpsest.model.text import Text
 from palimpsest.model.watching import watch
 from palimpsest.records import Attempt, Cost
 
+GuardT = TypeVar("GuardT", bound="Model")
+
 
 class Model(Network):
     r"""The one door to diffusers.
 
     Weights are frozen and never changed in place: whatever changes them returns another model that shares the rest.
     Patterns are regular expressions that must match the whole qualified name, as in ``unet\..*attn2.*``.
-    A guard is a subclass that overrides ``guided_noise`` (or ``encode`` or ``embed``), ``branches`` and ``guard``.
+    A guard is a subclass that overrides ``guided_noise`` (or ``encode`` or ``embed``), ``branches``, ``guard`` and, if
+    it remembers something from step to step, ``outset``; ``behind`` puts it before a model.
     """
 
     @classmethod
@@ -139,6 +143,10 @@ class Model(Network):
         """What an optimiser of this copy changes."""
         return [weight for weight in weights.matching(self, ".*").values() if weight.requires_grad]
 
+    def behind(self, guard: "type[GuardT]", /, **facts: Any) -> "GuardT":
+        """The same weights behind a guard with ``facts`` as attributes; ``BadSetting`` if they are behind one."""
+        return weights.behind(self, guard, facts)
+
     def frozen(self) -> "Model":
         """A trained copy as an ordinary model, LoRA merged in; training may go on without changing it."""
         return weights.frozen(self)
@@ -161,7 +169,8 @@ class Model(Network):
     def save(self, folder: str | Path, *, max_shard_size: str = "10GB") -> None:
         """Writes a folder that plain diffusers opens; raises ``BadModel`` for what it cannot hold."""
         if self.guarded:
-            raise BadModel(f"cannot save {type(self).__name__}: a plain diffusers folder holds no guard")
+            about = f" ({self.guard})" if self.guard else ""
+            raise BadModel(f"cannot save {type(self).__name__}{about}: a plain diffusers folder holds no guard")
         weights.require_plain(self)
         with quiet():
             pipeline = diffusers.StableDiffusionPipeline(
