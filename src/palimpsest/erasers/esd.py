@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.erasers.base import Eraser
+from palimpsest.erasers.fitting import Fit
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model, Sampling, Text
 from palimpsest.records import Concept
@@ -111,20 +112,22 @@ class Esd(Eraser):
         with torch.no_grad():
             null = model.embed([""])
             texts = [model.embed([name]) for name in self._names(concepts)]
-        for done in range(1, iterations + 1):
+
+        def loss() -> Tensor:
             text = texts[_below(len(texts), random)]
             latents, steps = self._point(student if self.form == "2023" else model, text, random)
             target = self._target(model, latents, steps, text=text, null=null)
-            loss = functional.mse_loss(student.predict_noise(latents, steps, text.repeat(self.batch)), target)
-            if not loss.isfinite():
-                raise BadSetting(
-                    f"{self.name}: expected a finite loss, got {loss.item()} in iteration {done}; try a lower lr"
-                )
-            optimiser.zero_grad()
-            torch.autograd.backward(loss)
-            optimiser.step()
-            if done == iterations or (self.every and done % self.every == 0):
-                yield done, student.frozen()
+            return functional.mse_loss(student.predict_noise(latents, steps, text.repeat(self.batch)), target)
+
+        fit = Fit(
+            student=student,
+            optimiser=optimiser,
+            random=random,
+            iterations=iterations,
+            every=self.every,
+            phase=self.name,
+        )
+        yield from fit.run(loss)
 
     def _names(self, concepts: Sequence[Concept]) -> list[str]:
         return [name for concept in concepts for name in (concept.name, *(concept.synonyms if self.synonyms else ()))]

@@ -104,8 +104,6 @@ def _ask_batch(model: Network, probes: list[Probe], kind: _Kind) -> list[Slope]:
             # Each loss depends on its own sample alone, so the gradient of the sum is every sample's own gradient.
             total = torch.stack([loss for loss in losses if loss is not None]).sum()
             gradients = torch.autograd.grad(total, leaf)[0].unbind(0)
-            if latents is not None:
-                model.count(backwards=len(answers) * (model.branches if kind.guided else 1))
     return [
         Slope(
             answer=answer.detach(),

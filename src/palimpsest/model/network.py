@@ -27,6 +27,19 @@ PLAIN_UP_TO = 1024
 """Latent positions up to which plain products hold less than they save."""
 
 
+class Meter:
+    """Adds up costs, also for the meter of what its owner was copied from."""
+
+    def __init__(self, origin: "Meter | None" = None) -> None:
+        self.total, self._origin = Cost(), origin
+
+    def add(self, cost: Cost) -> None:
+        """Counts work."""
+        self.total += cost
+        if self._origin is not None:
+            self._origin.add(cost)
+
+
 class Network:
     """Text encoder, denoiser and autoencoder, taken out of their pipeline: what they are, and one pass of each."""
 
@@ -79,7 +92,7 @@ class Network:
 
     def forget(self) -> None:
         """Drops what was worked out from the weights, and sets the meter to zero."""
-        self._meter = Cost()
+        self._meter = Meter()
         self._fingerprint: str | None = None
         self._texts: dict[tuple[int, str], Text] = {}
 
@@ -159,8 +172,8 @@ class Network:
 
     @property
     def meter(self) -> Cost:
-        """The work done by this object, in samples without padding; a prompt that is remembered is no work."""
-        return self._meter
+        """Work of this object and of all copies made of it, in samples without padding; what is remembered is none."""
+        return self._meter.total
 
     @contextmanager
     def padded(self, real: int) -> Iterator[None]:
@@ -174,9 +187,14 @@ class Network:
     def count(self, *, forwards: int = 0, backwards: int = 0, encodes: int = 0) -> None:
         """Adds to the meter, given the sizes of whole batches."""
         real, size = (1, 1) if self._real is None else (self._real, self.batch)
-        self._meter += Cost(
-            forwards=forwards * real // size, backwards=backwards * real // size, encodes=encodes * real // size
+        self._meter.add(
+            Cost(forwards=forwards * real // size, backwards=backwards * real // size, encodes=encodes * real // size)
         )
+
+    def _count_backward(self, output: Tensor) -> None:
+        """Counts a backward when, and if, one goes through this answer of the denoiser."""
+        if output.requires_grad:
+            output.register_hook(lambda gradient: self.count(backwards=len(gradient)))
 
     # Text ------------------------------------------------------------------------------------------------------------
 
@@ -252,6 +270,7 @@ class Network:
         with computing(self.device, self.precision):
             output: Tensor = self.unet(latents, steps, encoder_hidden_states=text.states, return_dict=False)[0]
         self.count(forwards=len(latents))
+        self._count_backward(output)
         output = output.to(latents.dtype)
         if self.prediction_type == "epsilon":
             return output

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from palimpsest.errors import BadCheckpoint, BadSetting
-from palimpsest.model.network import NETWORKS, Network
+from palimpsest.model.network import NETWORKS, Meter, Network
 
 ModelT = TypeVar("ModelT", bound=Network)
 
@@ -93,6 +93,7 @@ def _as(model: Network, kind: type[ModelT]) -> ModelT:
     shared = object.__new__(kind)
     shared.__dict__.update(model.__dict__)
     shared.forget()
+    shared._meter = Meter(origin=model._meter)
     for network in NETWORKS:
         setattr(shared, network, copy.deepcopy(getattr(model, network), memo))
     return shared
