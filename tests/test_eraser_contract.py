@@ -40,6 +40,7 @@ CASES = {
     "fia paper": (FIA | {"form": "paper"}, FF2),
     "magnitude": ({"name": "magnitude"}, FF2),
     "negative_prompt": ({"name": "negative_prompt"}, r"(?!)"),
+    "rece": ({"name": "rece", "epochs": 2}, KV),
     "sld": ({"name": "sld", "strength": "max"}, r"(?!)"),
     "uce": ({"name": "uce", "retain": True}, KV),
     "uce 2023": ({"name": "uce", "form": "2023", "target": "tensor"}, KV),
@@ -124,7 +125,7 @@ def test_the_model_it_gives_draws(erased):
 
 
 @pytest.mark.parametrize(
-    "name", ["cad", "concept_prune", "esd x", "fia", "fia paper", "negative_prompt", "sld", "uce", "uce 2023"]
+    "name", ["cad", "concept_prune", "esd x", "fia", "fia paper", "negative_prompt", "rece", "sld", "uce", "uce 2023"]
 )
 def test_each_of_several_concepts_counts(name, model):
     eraser = build("eraser", ERASERS, CASES[name][0] | ({"iterations": 8} if "esd" in name else {}))

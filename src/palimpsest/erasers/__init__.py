@@ -9,6 +9,7 @@ from palimpsest.erasers.fia import Fia
 from palimpsest.erasers.magnitude import Magnitude
 from palimpsest.erasers.negative_prompt import NegativePrompt
 from palimpsest.erasers.nothing import Nothing
+from palimpsest.erasers.rece import Rece
 from palimpsest.erasers.sld import Sld
 from palimpsest.erasers.uce import Uce
 
@@ -23,6 +24,7 @@ __all__ = [
     "Magnitude",
     "NegativePrompt",
     "Nothing",
+    "Rece",
     "Sld",
     "Uce",
 ]
@@ -36,6 +38,7 @@ ERASERS: tuple[type[Eraser], ...] = (
     Fia,
     Magnitude,
     NegativePrompt,
+    Rece,
     Sld,
     Uce,
 )
