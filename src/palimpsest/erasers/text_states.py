@@ -19,7 +19,7 @@ def encode(model: Model, prompt: str) -> tuple[Tensor, int]:
 
 
 def check_anchors(eraser: Eraser, model: Model, pairs: Sequence[tuple[str, str]]) -> None:
-    """``BadSetting`` if of names, each with its anchor, one is its own anchor, or two that coincide have different ones."""
+    """``BadSetting`` if a name is its own anchor, or two names that the tokenizer reads alike have different ones."""
     read: dict[tuple[int, ...], tuple[str, str]] = {}
     for name, anchor in pairs:
         tokens, target = (tuple(model.tokens(prompt).tolist()) for prompt in (name, anchor))
@@ -31,8 +31,8 @@ def check_anchors(eraser: Eraser, model: Model, pairs: Sequence[tuple[str, str]]
         before, its_anchor = read.setdefault(tokens, (name, anchor))
         if tuple(model.tokens(its_anchor).tolist()) != target:
             raise BadSetting(
-                f"{eraser.name}: expected concepts with text states of their own, got {before!r} (to {its_anchor!r}) and "
-                f"{name!r} (to {anchor!r}), which coincide: the tokenizer reads them alike"
+                f"{eraser.name}: expected concepts with text states of their own, got {before!r} (to {its_anchor!r}) "
+                f"and {name!r} (to {anchor!r}), which coincide: the tokenizer reads them alike"
             )
 
 
