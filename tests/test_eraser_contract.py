@@ -38,6 +38,7 @@ CASES = {
     "esd 2024 u": (ESD | {"form": "2024", "variant": "u"}, r"unet\.(?!.*\.attn2\.)(?!.*norm).*"),
     "fia": (FIA, FF2),
     "fia paper": (FIA | {"form": "paper"}, FF2),
+    "mace": ({"name": "mace", "iterations": 2, "lr": 1e-2, "lam": 1.0, "pictures": 2, "steps": 2}, KV),
     "magnitude": ({"name": "magnitude"}, FF2),
     "negative_prompt": ({"name": "negative_prompt"}, r"(?!)"),
     "rece": ({"name": "rece", "epochs": 2}, KV),
@@ -125,7 +126,8 @@ def test_the_model_it_gives_draws(erased):
 
 
 @pytest.mark.parametrize(
-    "name", ["cad", "concept_prune", "esd x", "fia", "fia paper", "negative_prompt", "rece", "sld", "uce", "uce 2023"]
+    "name",
+    ["cad", "concept_prune", "esd x", "fia", "fia paper", "mace", "negative_prompt", "rece", "sld", "uce", "uce 2023"],
 )
 def test_each_of_several_concepts_counts(name, model):
     eraser = build("eraser", ERASERS, CASES[name][0] | ({"iterations": 8} if "esd" in name else {}))

@@ -6,6 +6,7 @@ from palimpsest.erasers.checkpoint import Checkpoint
 from palimpsest.erasers.concept_prune import ConceptPrune
 from palimpsest.erasers.esd import Esd
 from palimpsest.erasers.fia import Fia
+from palimpsest.erasers.mace import Mace
 from palimpsest.erasers.magnitude import Magnitude
 from palimpsest.erasers.negative_prompt import NegativePrompt
 from palimpsest.erasers.nothing import Nothing
@@ -21,6 +22,7 @@ __all__ = [
     "Eraser",
     "Esd",
     "Fia",
+    "Mace",
     "Magnitude",
     "NegativePrompt",
     "Nothing",
@@ -36,6 +38,7 @@ ERASERS: tuple[type[Eraser], ...] = (
     ConceptPrune,
     Esd,
     Fia,
+    Mace,
     Magnitude,
     NegativePrompt,
     Rece,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from palimpsest.closed_form import Ridge, solved
 from palimpsest.erasers.base import Eraser
-from palimpsest.erasers.text_states import WEIGHTS, encode, gram
+from palimpsest.erasers.text_states import WEIGHTS, encode, gram, turned
 from palimpsest.erasers.uce import Uce
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model
@@ -32,7 +32,7 @@ PAPER: dict[Kind, Defaults] = {
 """Objects that are easy to erase; for hard ones the paper takes the rho of styles. It erases no people."""
 
 
-class Turned(NamedTuple):
+class Come(NamedTuple):
     """Where the weights have come: every one of them is its original W* times the same 1 + D."""
 
     change: Tensor
@@ -40,7 +40,7 @@ class Turned(NamedTuple):
     gram: Tensor
     """(width, width), sum W*^T W* over the weights."""
 
-    def followed_by(self, change: Tensor) -> "Turned":
+    def followed_by(self, change: Tensor) -> "Come":
         """After one more W <- W (1 + change)."""
         return self._replace(change=self.change + change + self.change @ change)
 
@@ -107,9 +107,8 @@ class Rece(Eraser):
         """The edited model after every epoch."""
         uce = Uce(form="2023", lam=self.lam, anchor=self.anchor, synonyms=self.synonyms, retain=self.retain)
         with torch.no_grad():
-            weights = model.weights(WEIGHTS)
             first = uce.system(model, concepts)
-            turned = Turned(first.ridge.turn(first.anchors), gram(weights))
+            come = Come(first.ridge.turn(first.anchors), gram(model.weights(WEIGHTS)))
             penalty = uce.penalty(model, concepts, scale=self.p)
         names = [(concept, prompt, anchor) for concept in concepts for prompt, anchor in uce.pairs(concept)]
         for epoch in range(1, 1 + max(self._own(concept).epochs for concept in concepts)):
@@ -117,17 +116,12 @@ class Rece(Eraser):
                 keys, anchors = [], []
                 for concept, prompt, anchor in names:
                     if epoch <= self._own(concept).epochs:
-                        keys.append(turned.adversarial(encode(model, prompt)[0], self._own(concept).rho))
+                        keys.append(come.adversarial(encode(model, prompt)[0], self._own(concept).rho))
                         anchors.append(encode(model, anchor)[0])
-                turned = turned.followed_by(Ridge.of(torch.cat(keys), penalty).turn(torch.cat(anchors)))
-                changed = {name: _turned(weight, turned.change) for name, weight in weights.items()}
-            yield epoch, model.with_weights(changed)
+                come = come.followed_by(Ridge.of(torch.cat(keys), penalty).turn(torch.cat(anchors)))
+                edited = turned(model, come.change)
+            yield epoch, edited
 
     def _own(self, concept: Concept) -> Defaults:
         paper = PAPER[concept.kind]
         return Defaults(self.epochs or paper.epochs, paper.rho if self.rho is None else self.rho)
-
-
-def _turned(weight: Tensor, change: Tensor) -> Tensor:
-    start = weight.double()
-    return (start + start @ change).to(weight.dtype)

@@ -1,6 +1,6 @@
 """What the erasers that edit cross-attention in closed form know of prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,21 @@ def encode(model: Model, prompt: str) -> tuple[Tensor, int]:
     """(context, width) states in double precision, and the place of the prompt's last token (the start, if empty)."""
     tokens = model.tokens(prompt).tolist()
     return model.embed([prompt]).states[0].double(), tokens.index(model.end_token, 1) - 1
+
+
+def states(model: Model, prompts: Sequence[str]) -> Iterator[Tensor]:
+    """(context, width) in double precision, of one prompt after the other."""
+    for first in range(0, len(prompts), model.batch):
+        yield from model.remembered(prompts[first : first + model.batch]).states.double()
+
+
+def turned(model: Model, change: Tensor) -> Model:
+    """Every key and value W as W + W D, D (width, width)."""
+    changed: dict[str, Tensor] = {}
+    for name, weight in model.weights(WEIGHTS).items():
+        start = weight.double()
+        changed[name] = (start + start @ change).to(weight.dtype)
+    return model.with_weights(changed)
 
 
 def check_anchors(eraser: Eraser, model: Model, pairs: Sequence[tuple[str, str]]) -> None:

@@ -161,8 +161,8 @@ class Model(Network):
     ) -> AbstractContextManager[dict[str, list[Tensor]]]:
         """Collects the outputs of the modules that match, one entry per forward.
 
-        ``maps``: attention probabilities instead; ``inputs``: first inputs. ``keep`` makes of each what is worth its
-        memory.
+        ``maps``: attention probabilities (n * heads, positions, context) instead, which ``keep`` is given with their
+        gradient; ``inputs``: first inputs. ``keep`` makes of each what is worth its memory.
         """
         return watch(self, pattern, maps=maps, inputs=inputs, keep=keep)
 

@@ -31,7 +31,7 @@ def watch(
 ) -> Iterator[dict[str, list[Tensor]]]:
     """Collects outputs, first inputs or attention maps under the modules' qualified names while the context is open.
 
-    Of each only what ``keep`` makes of it is held.
+    Of each only what ``keep`` makes of it is held. It is given maps with their gradient, all else without.
     """
     seen: dict[str, list[Tensor]] = {name: [] for name in _modules(model, pattern)}
     with ExitStack() as undo:
@@ -68,7 +68,7 @@ def _recording_maps(module: Any, name: str, seen: list[Tensor], keep: Callable[[
 
     def record(*arguments: Any, **named: Any) -> Tensor:
         probabilities: Tensor = scores(*arguments, **named)
-        seen.append(keep(probabilities.detach()))
+        seen.append(keep(probabilities))
         return probabilities
 
     # Only the plain products make the map at all; the fused kernels never hold it.
