@@ -1,5 +1,5 @@
 # make audit   the shipped audit of the miniature, with a report
-# make test    the default tests
+# make test    the default tests, one process per core
 # make check   ruff, formatting, mypy
 # make docs    the documentation, into site/
 #
@@ -17,7 +17,7 @@ audit: $(READY)
 	$(BIN)/palimpsest audit
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n logical --maxprocesses 8 --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check .

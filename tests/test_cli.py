@@ -236,6 +236,10 @@ def fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
         ("show nobody", "no concept or part called 'nobody'; there are: "),
         ("erase --concept mine.toml --eraser uce --out small.toml", "got small.toml, which exists"),
         ("draw church --scheduler dimm --base somewhere", "dimm"),
+        ("audit small.toml --goals x", "Invalid value for '--goals'"),
+        ("audit --sped 3", "No such option: --sped"),
+        ("adit", "No such command 'adit'"),
+        ("show", "Missing argument 'name'; see palimpsest show --help"),
     ],
 )
 def test_a_mistake_is_one_line(

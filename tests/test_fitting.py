@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 
-from palimpsest.erasers import fitting
+from cases import concept
+from palimpsest.erasers import Esd, fitting
 from palimpsest.erasers.fitting import Diverged, Fit, kept, training_in
-from palimpsest.errors import BadRun
+from palimpsest.erasing import erase_to
+from palimpsest.errors import BadRun, BadSetting
 from palimpsest.records import Cost
 from tiny import tiny_model
 
@@ -118,3 +121,31 @@ def test_a_damaged_state_is_named(model, tmp_path, keeping):
     (tmp_path / "training.pt").write_bytes(b"PK\3\4 torn")
     with training_in(tmp_path), pytest.raises(BadRun, match=r"training\.pt: cannot be read"):
         end(fit(model)[0])
+
+
+ESD = Esd(iterations=4, lr=1e-2, steps=2)
+CHURCH = concept("church")
+
+
+def test_erasing_into_a_file_goes_on_and_leaves_nothing_behind(model, tmp_path, keeping):
+    erase_to(tmp_path / "whole.safetensors", ESD, [CHURCH], model, seed=0)
+    out = tmp_path / "new" / "stopped.safetensors"
+    out.parent.mkdir()
+    with pytest.raises(Stopped):
+        erase_to(out, ESD, [CHURCH], model, seed=0, progress=stop_at(2))
+    (kept_there,) = out.parent.iterdir()
+    assert kept_there.name.endswith(".training")
+    done = []
+    erase_to(out, ESD, [CHURCH], model, seed=0, progress=lambda phase, number, of: done.append((phase, number, of)))
+    assert done == [("esd", 3, 4), ("esd", 4, 4)]
+    assert list(out.parent.iterdir()) == [out]
+    whole = load_file(tmp_path / "whole.safetensors")
+    assert all(torch.equal(weight, whole[name]) for name, weight in load_file(out).items())
+
+
+def test_a_training_that_diverges_saves_what_was_good(model, tmp_path):
+    out = tmp_path / "wild.safetensors"
+    with pytest.raises(BadSetting, match=r"esd: expected a finite loss, .* saved as .*wild-iteration-\d+\.safetensors"):
+        erase_to(out, Esd(iterations=20, lr=1e30, steps=2), [CHURCH], model, seed=0)
+    (saved,) = tmp_path.iterdir()
+    assert all(weight.isfinite().all() for weight in load_file(saved).values())

@@ -1,6 +1,5 @@
 """Guards: safe latent diffusion and the negative prompt against diffusers' own pipelines, and in a whole audit."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ from cases import concept
 from palimpsest.attacks import UnlearnDiff
 from palimpsest.cli import app
 from palimpsest.erasers import NegativePrompt, Sld
-from palimpsest.erasing import difference, is_at_hand
+from palimpsest.erasing import is_at_hand
 from palimpsest.errors import BadModel, BadSetting
 from palimpsest.forecast import forecast
 from palimpsest.jobs import jobs
@@ -243,13 +242,8 @@ def test_what_no_weights_hold_is_not_saved(tmp_path, name, out):
     arguments = ["erase", "--base", str(tmp_path / "base"), "--concept", "church", "--eraser", name]
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / out)])
     assert isinstance(result.exception, BadModel)
-    assert re.match(r"cannot save .*'church'.* guard", str(result.exception))
+    assert "weights hold no guard" in str(result.exception)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
-
-
-def test_a_guard_has_no_difference(model):
-    with pytest.raises(BadModel, match="cannot save Safe .*a guard stands beside the weights"):
-        difference(erased(Sld(), model), model)
 
 
 def test_one_guard_at_a_time(model):

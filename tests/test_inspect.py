@@ -288,6 +288,13 @@ def test_a_bare_state_dict_needs_no_base(base, tmp_path):
     assert set(weights) == set(base.weights(r"text_encoder\..*"))
 
 
+def test_a_folder_of_one_network_needs_no_base(base, folder):
+    weights, none = open_weights(str(folder / "unet"))
+    assert none is None and set(weights) == set(base.weights(r"unet\..*"))
+    weights, original = open_weights(str(folder / "text_encoder"), str(folder))
+    assert set(weights) == set(original) == set(base.weights())
+
+
 def test_a_part_or_a_lora_needs_a_base(base, folder, tmp_path):
     name, weight = next(iter(base.weights(LINEARS).items()))
     save_file({name: weight.detach() * 0.5}, tmp_path / "part.safetensors")

@@ -15,9 +15,10 @@ from palimpsest.assets import clip_folder, judge_folder, miniature_folder
 from palimpsest.audit_file import make_audit
 from palimpsest.concept_file import find_concept
 from palimpsest.errors import BadSetting, UnknownName
-from palimpsest.judges import Clip, ImageClassifier
+from palimpsest.judges import Clip, ImageClassifier, Miniature
 from palimpsest.miniature.facts import Facts
 from palimpsest.miniature.pictures import render_many
+from palimpsest.utility import Kid
 
 CHURCH = find_concept("church")
 OTHERS = ("parachute", "fish", "cat", "house")
@@ -158,6 +159,26 @@ def test_the_rule_is_the_users_or_the_papers_or_chosen_on_the_bases_pictures(cla
     assert probability.score(some, CHURCH) == own.score(some, CHURCH)
     with pytest.raises(UnknownName, match="no label of the judge 'image_classifier' called 'zebra'"):
         probability.check(replace(CHURCH, name="zebra"))
+
+
+def test_a_name_longer_than_the_clip_reads_is_refused_beforehand(clip: str) -> None:
+    Clip(model=clip).check(CHURCH)
+    with pytest.raises(BadSetting, match=r"expected at most \d+ tokens, got \d+ in 'a photo of church church"):
+        Clip(model=clip).check(replace(CHURCH, name=" ".join(["church"] * 200)))
+
+
+def test_the_fingerprint_is_that_of_the_folder(clip: str, classifier: str, tmp_path: Path) -> None:
+    before = Clip(model=clip).fingerprint
+    shutil.copytree(clip, tmp_path / "same")
+    same, other = (tmp_path / name for name in ("same", "other"))
+    shutil.copytree(clip, other)
+    config = other / "preprocessor_config.json"
+    config.write_text(config.read_text().replace("0.5", "0.4"))
+    assert Clip(model=str(same)).fingerprint == before
+    assert len({before, Clip(model=str(other)).fingerprint, ImageClassifier(model=classifier).fingerprint}) == 3
+    assert Clip(model=clip).calibrated({"church": 0.7}).fingerprint == before
+    assert Kid(features=clip).fingerprint == before
+    assert Kid().fingerprint == Miniature().fingerprint == ""
 
 
 def test_an_audit_without_the_clip_ends_before_it_begins(tmp_path: Path) -> None:

@@ -4,12 +4,11 @@ import io
 import json
 import os
 import shlex
-import shutil
 import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,8 +20,6 @@ from palimpsest.concept_file import shipped_concepts
 from palimpsest.errors import BadRun, BadSetting, PalimpsestError, one_line, printable, unknown, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from palimpsest.forecast import Forecast
     from palimpsest.jobs import Job
     from palimpsest.model import Model
@@ -31,11 +28,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Audits concept erasure in text-to-image diffusion models.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 console = Console()
+USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What typer raises for a command line that it cannot read; where the class stands differs between its versions."""
 
 Base = Annotated[str, typer.Option(help="miniature, twin, a diffusers folder, a hub id or a single file.")]
 Concepts = Annotated[list[str], typer.Option("--concept", help="A shipped concept or a TOML file. Repeatable.")]
@@ -99,10 +97,16 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="palimpsest", standalone_mode=False))
     except PalimpsestError as error:
-        print(f"palimpsest: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        told = one_line(error)
+    except USAGE_ERROR as error:
+        path = error.ctx.command_path if error.ctx else "palimpsest"
+        told = f"{one_line(error.format_message()).removesuffix('.')}; see {path} --help"
+    except typer.Abort:
+        told = "stopped"
+    print(f"palimpsest: {told}", file=sys.stderr)
+    sys.exit(2)
 
 
 @app.command()
@@ -228,48 +232,24 @@ def erase(
     download: Download = False,
 ) -> None:
     """Make a model forget concepts, and save it."""
-    from safetensors.torch import save_file
-
     from palimpsest.audit_file import parse_spec
     from palimpsest.component import build
     from palimpsest.concept_file import find_concept
     from palimpsest.erasers import ERASERS
-    from palimpsest.erasing import difference, stream
+    from palimpsest.erasing import erase_to, require_new
     from palimpsest.model import Model
-    from palimpsest.model.layouts import to_low_rank
 
-    if out.exists():
-        raise BadRun(f"expected a new folder or file, got {out}, which exists")
-    if lora and out.suffix != ".safetensors":
-        raise BadRun(f"expected a file ending in .safetensors for a LoRA, got {out}")
+    require_new(out, lora=lora)
     method = build("eraser", ERASERS, parse_spec(eraser))
     concepts = [find_concept(name) for name in concept]
     model = Model.load(base, download=download)
-    erased = method.erase(model, concepts, random=stream(seed, "erase", method.label, *concept))
-    if out.suffix == ".safetensors":
-        changed = difference(erased, model)
-        state = to_low_rank(changed, model) if lora else changed
-        _save(out, lambda path: save_file(state, path))
-    else:
-        _save(out, erased.save)
+    with console.status("erasing") as status:
+
+        def progress(phase: str, done: int, of: int) -> None:
+            status.update(f"{phase} {done:,}/{of:,}")
+
+        erase_to(out, method, concepts, model, seed=seed, lora=lora, progress=progress)
     _say(f"{method.label} erased {', '.join(concept)} from {base}: {out}")
-
-
-def _save(out: Path, write: "Callable[[Path], object]") -> None:
-    """Writes a file or folder, whole or not at all."""
-    from safetensors import SafetensorError
-
-    part = out.with_name(f".{out.name}.partial")
-    with writing(out):
-        try:
-            write(part)
-            part.rename(out)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
-        finally:
-            if part.is_dir():
-                shutil.rmtree(part)
-            part.unlink(missing_ok=True)
 
 
 @app.command()

@@ -63,7 +63,10 @@ class Display:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         under_way = [pursuit for pursuit in event.live if not pursuit.ended]
         attacks = Counter(pursuit.attack.label for pursuit in under_way)
-        doing = ", ".join(f"{attack} {count}" for attack, count in attacks.items()) or event.doing
+        doing = (
+            ", ".join(f"{attack} {count}" for attack, count in attacks.items())
+            or f"{event.doing} {event.progress}".rstrip()
+        )
         if not self._console.is_terminal and not event.live and self._doing != f"{what} · {event.doing}":
             self._doing = f"{what} · {event.doing}"
             self._console.print(self._doing, markup=False, highlight=False)

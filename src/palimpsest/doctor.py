@@ -22,6 +22,7 @@ EXTRAS = {
     "pandas": ("tables", "tables in a notebook"),
     "matplotlib": ("plots", "the plot of an inspection"),
     "torchmetrics": ("benchmarks", "the benchmarks"),
+    "torch-fidelity": ("inception", "KID by InceptionV3"),
 }
 
 

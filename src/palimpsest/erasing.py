@@ -1,22 +1,31 @@
-"""Erased models: made once, kept in the run's folder, found again."""
+"""Erased models: made once, kept in the run's folder or where they are asked for, found again."""
 
 import json
 import re
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.checkpoint import Checkpoint
+from palimpsest.erasers.fitting import Diverged, Progress, training_in
 from palimpsest.erasers.nothing import Nothing
-from palimpsest.errors import BadModel
+from palimpsest.errors import BadModel, BadRun, BadSetting, writing
 from palimpsest.jobs import Job
 from palimpsest.model import Model
+from palimpsest.model.layouts import to_low_rank
 from palimpsest.protocol import derived_seed
-from palimpsest.records import digest
+from palimpsest.records import Concept, digest
 from palimpsest.store import Store
 
 SHIPPED = Path(__file__).parent / "erased"
@@ -28,8 +37,14 @@ def stream(*origin: Any) -> torch.Generator:
     return torch.Generator().manual_seed(derived_seed(*origin))
 
 
-def erased(job: Job, base: Model, *, seed: int, store: Store, retrain: bool = False) -> Model:
-    """The job's model: from the run's folder, from the package (unless ``retrain``), or else erased now."""
+def erased(
+    job: Job, base: Model, *, seed: int, store: Store, retrain: bool = False, progress: Progress | None = None
+) -> Model:
+    """The job's model: from the run's folder, from the package (unless ``retrain``), or else erased now.
+
+    ``progress`` is told of each iteration. The file says what it cost: seconds, passes, and the peak of memory in bytes
+    (on a CPU that of the whole process so far).
+    """
     if _is_quick(job):
         return _erase(job, base, seed)
     name, about = _name(job, base, seed)
@@ -38,8 +53,17 @@ def erased(job: Job, base: Model, *, seed: int, store: Store, retrain: bool = Fa
         changed = load_file(_shipped(name))
         store.keep_weights(name, changed, about | {"made": "shipped with the package"})
     if changed is None:
-        changed = difference(_erase(job, base, seed), base)
-        store.keep_weights(name, changed, about | {"made": "in this run"})
+        before, began = base.meter, time.perf_counter()
+        with training_in(store.training(name), progress=progress):
+            model = _erase(job, base, seed)
+        changed = difference(model, base)
+        cost = {
+            "seconds": f"{time.perf_counter() - began:.1f}",
+            "passes": str((base.meter - before).passes),
+            "peak_memory": str(_peak_memory(base)),
+        }
+        store.keep_weights(name, changed, about | {"made": "in this run"} | cost)
+        shutil.rmtree(store.training(name), ignore_errors=True)
     return base.with_weights(changed)
 
 
@@ -51,13 +75,74 @@ def is_at_hand(job: Job, base: Model, *, seed: int, store: Store | None, retrain
     return (store is not None and store.has_weights(name)) or (not retrain and _shipped(name).exists())
 
 
-def difference(model: Model, base: Model) -> dict[str, Tensor]:
-    """The weights in which a model is not its base; ``BadModel`` for one behind a guard, which no weights hold."""
+def require_new(out: Path, *, lora: bool) -> None:
+    """Raises ``BadRun`` where an erased model cannot be saved at ``out``."""
+    if out.exists():
+        raise BadRun(f"expected a new folder or file, got {out}, which exists")
+    if lora and out.suffix != ".safetensors":
+        raise BadRun(f"expected a file ending in .safetensors for a LoRA, got {out}")
+
+
+def erase_to(
+    out: Path,
+    eraser: Eraser,
+    concepts: Sequence[Concept],
+    base: Model,
+    *,
+    seed: int,
+    lora: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Erases, and saves: a folder for plain diffusers, or where ``out`` ends in .safetensors the changed weights only.
+
+    ``lora``: the changes in diffusers' layout of a LoRA. Where training was stopped, the same call goes on. A loss that
+    diverges raises ``BadSetting`` once the last good weights are saved beside ``out``.
+    """
+    names = [concept.name for concept in concepts]
+    origin = [base.fingerprint, eraser.spec, [asdict(concept) for concept in concepts], seed]
+    training = out.with_name(f".{out.name}.{digest(origin)[:8]}.training")
+    try:
+        with training_in(training, progress=progress):
+            model = eraser.erase(base, concepts, random=stream(seed, "erase", eraser.label, *names))
+    except Diverged as error:
+        good = out.with_name(f"{out.stem}-iteration-{error.iteration}{out.suffix}")
+        _save(good, error.model, base, lora=lora)
+        raise BadSetting(f"{error}, saved as {good}") from None
+    _save(out, model, base, lora=lora)
+    shutil.rmtree(training, ignore_errors=True)
+
+
+def _save(out: Path, model: Model, base: Model, *, lora: bool) -> None:
+    """Writes a file or folder, whole or not at all."""
     if model.guarded:
-        raise BadModel(
-            f"cannot save {type(model).__name__} ({model.guard}): a guard stands beside the weights and changes none; "
-            "name its eraser where pictures are drawn, as in an audit"
-        )
+        raise BadModel(f"cannot save {type(model).__name__}: weights hold no guard; audit it with --eraser")
+    part = out.with_name(f".{out.name}.partial")
+    with writing(out):
+        try:
+            if out.suffix == ".safetensors":
+                changed = difference(model, base)
+                save_file(to_low_rank(changed, base) if lora else changed, part)
+            else:
+                model.save(part)
+            part.rename(out)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+        finally:
+            if part.is_dir():
+                shutil.rmtree(part)
+            part.unlink(missing_ok=True)
+
+
+def _peak_memory(model: Model) -> int:
+    """Bytes."""
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(model.device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def difference(model: Model, base: Model) -> dict[str, Tensor]:
+    """The weights in which a model is not its base."""
     before = base.weights()
     return {
         name: weight.detach()

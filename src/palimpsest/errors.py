@@ -86,7 +86,7 @@ def printable(text: str) -> str:
     )
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: Exception | str) -> str:
     """What an error says, as one line that a terminal may show."""
     told = printable(" ".join(str(error).split()))
     return told if len(told) <= LONGEST else f"{told[:LONGEST]} ... ({len(told) - LONGEST:,} characters more)"

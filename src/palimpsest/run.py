@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from palimpsest import report
+from palimpsest.errors import printable
 from palimpsest.report.export import frame
 from palimpsest.report.judged import Judged, judged
 from palimpsest.report.utility import number
@@ -62,11 +63,17 @@ def _print(found: dict[str, Any], console: Console) -> None:
         console.print(_utility(found["utility"]))
         meanings = {row["measure"]: row["of"] for row in found["utility"] if ":" not in row["measure"]}
         for measure, of in meanings.items():
-            console.print(Text(f"{measure}: {of}"))
+            console.print(_text(f"{measure}: {of}"))
     for missed in found["left_out"]:
-        console.print(Text(f"Not measured: {missed['measure']}. {missed['why']}"))
+        console.print(_text(f"Not measured: {missed['measure']}. {missed['why']}"))
     for verdict in found["verdicts"]:
-        console.print(Text.assemble((f"{verdict['concept']}, {verdict['eraser']}: ", "bold"), verdict["sentence"]))
+        name = printable(f"{verdict['concept']}, {verdict['eraser']}: ")
+        console.print(Text.assemble((name, "bold"), printable(verdict["sentence"])))
+
+
+def _text(words: str) -> Text:
+    """Words as they are: a label may come out of a file that nobody vouches for."""
+    return Text(printable(words))
 
 
 def judges_table(rows: Iterable[Judged]) -> Table:
@@ -83,7 +90,7 @@ def judges_table(rows: Iterable[Judged]) -> Table:
             for share in (row.hits, row.alarms)
             for text in (f"{share.count}/{share.n}", f"{share.low:.1%} - {share.high:.1%}")
         )
-        words = (Text(names[row.judge]), Text(row.concept))
+        words = (_text(names[row.judge]), _text(row.concept))
         table.add_row(*words, f"{row.threshold:.3g}", *shares, f"{row.auroc:.3f}")
     return table
 
@@ -105,9 +112,9 @@ def _attacks(cells: list[dict[str, Any]]) -> Table:
         if before not in (("", ""), here):
             table.add_section()
         table.add_row(
-            Text(cell["concept"] if cell["concept"] != before[0] else ""),
-            Text(names["eraser"][cell["eraser"]] if here != before else ""),
-            Text(names["attack"][cell["attack"]]),
+            _text(cell["concept"] if cell["concept"] != before[0] else ""),
+            _text(names["eraser"][cell["eraser"]] if here != before else ""),
+            _text(names["attack"][cell["attack"]]),
             f"{cell['successes']}/{cell['n']}",
             f"{cell['rate']:.0%}",
             f"{cell['low']:.0%} - {cell['high']:.0%}",
@@ -142,5 +149,5 @@ def _utility(rows: list[dict[str, Any]]) -> Table:
             words = (row["concept"], eraser, row["measure"])
             value, low, high, base = (_number(row[key], row["unit"]) for key in ("value", "low", "high", "base"))
             interval = f"{low} - {high}" if low else ""
-            table.add_row(*(Text(word) for word in words), value, interval, base, f"{row['n']:,}")
+            table.add_row(*(_text(word) for word in words), value, interval, base, f"{row['n']:,}")
     return table

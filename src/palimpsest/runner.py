@@ -33,6 +33,8 @@ class Event:
     """Drawn in this batch."""
     aside: int = 0
     """Pictures drawn for no search: to calibrate judges, to measure something, or as references."""
+    progress: str = ""
+    """How far that piece of work is."""
     says: tuple[str, ...] = ()
     """Lines that should stay on the screen."""
 
@@ -72,7 +74,7 @@ class Runner:
         """Does everything that is not done yet."""
         self.store.confirm(
             {
-                "weights": {"base": self.base.fingerprint},
+                "weights": {"base": self.base.fingerprint} | self._opened(),
                 "device": self.base.device.type,
                 "dtype": str(self.base.dtype).removeprefix("torch."),
                 "precision": self.base.precision,
@@ -84,6 +86,11 @@ class Runner:
         for job in jobs(self.audit):
             if not job.is_done(self.store):
                 self._do(job)
+
+    def _opened(self) -> dict[str, str]:
+        """Fingerprints of what judges and measures open, by label."""
+        parts = (*self.audit.judges, *self.audit.measures)
+        return {part.label: part.fingerprint for part in parts if part.fingerprint}
 
     def _calibrated(self) -> tuple[Judge, ...]:
         """The judges; those that need it are first shown the base's own pictures."""
@@ -144,7 +151,11 @@ class Runner:
             base = attack.plant(self.base, [job.concept], random=random)
         found = is_at_hand(job, base, seed=self.audit.seed, store=self.store, retrain=self.retrain)
         self.watch(Event(victim=job.victim, doing="opening" if found else "erasing"))
-        return erased(job, base, seed=self.audit.seed, store=self.store, retrain=self.retrain)
+
+        def progress(phase: str, done: int, of: int) -> None:
+            self.watch(Event(victim=job.victim, doing="erasing", progress=f"{phase} {done:,}/{of:,}"))
+
+        return erased(job, base, seed=self.audit.seed, store=self.store, retrain=self.retrain, progress=progress)
 
     def _revise(self, job: Job, victim: Victim, model: Model, attack: Attack) -> None:
         self.watch(Event(victim=victim, doing=f"{attack.label} revises"))

@@ -217,6 +217,10 @@ class Store:
         """Whether changed weights are stored under a name."""
         return self._weights_path(name).exists()
 
+    def training(self, name: str) -> Path:
+        """Where the training of the weights of this name is kept while it is under way."""
+        return self._weights_path(name).with_suffix(".training")
+
     def keep_weights(self, name: str, weights: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
         """Stores changed weights, with what they are about in the file's header."""
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}

@@ -10,6 +10,7 @@ from palimpsest.erasers.checkpoint import Checkpoint
 from palimpsest.errors import BadCheckpoint, BadSetting
 from palimpsest.model import Model
 from palimpsest.model.layouts import is_low_rank
+from palimpsest.model.loading import open_network
 from palimpsest.model.state_files import adapter_in, read_state
 
 PREFIXES = {
@@ -42,11 +43,16 @@ def open_weights(
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None]:
     """The weights by qualified name, and the base's; raises ``BadModel`` or ``BadSetting``.
 
-    A diffusers folder, a hub id and the miniature are opened as ``Model.load`` does, a file and a LoRA's folder as the
-    eraser ``checkpoint`` does. Without a base a file must hold a whole denoiser, text encoder or both.
+    A diffusers folder, a hub id and the miniature are opened as ``Model.load`` does, a file, a LoRA's folder and that
+    of one network alone as the eraser ``checkpoint`` does. Without a base a file must hold a whole denoiser, text
+    encoder or both.
     """
     path = Path(source)
-    is_file = path.is_file() or adapter_in(path) is not None
+    one_network = (path / "config.json").is_file() and not (path / "model_index.json").is_file()
+    is_file = path.is_file() or one_network or adapter_in(path) is not None
+    if base is None and one_network:
+        part, network = open_network(path, torch.float32)
+        return {f"{part}.{name}": weight for name, weight in network.named_parameters()}, None
     if base is None:
         return (_alone(path) if is_file else _load(source, download).weights()), None
     original = _load(base, download)

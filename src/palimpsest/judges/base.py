@@ -22,6 +22,11 @@ class Judge(Component):
         """Raises ``UnknownName`` if the judge does not know the concept's label."""
         self.threshold(concept)
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model that it opens; empty: it opens none but what is shipped."""
+        return ""
+
     def draws(self) -> int:
         """How many of the base's pictures of each concept it is calibrated on; 0: none."""
         return 0
@@ -66,6 +71,11 @@ class Calibrated(Judge):
     def label(self) -> str:
         """The judge's own."""
         return self.judge.label
+
+    @property
+    def fingerprint(self) -> str:
+        """The judge's own."""
+        return self.judge.fingerprint
 
     def check(self, concept: Concept) -> None:
         """As the judge does."""

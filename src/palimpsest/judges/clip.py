@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from palimpsest.errors import BadSetting
 from palimpsest.judges.base import Judge, check_calibration, missing
-from palimpsest.judges.opening import in_batches, opened, preprocessing
+from palimpsest.judges.opening import fingerprint, in_batches, opened, preprocessing
 from palimpsest.records import Concept
 
 
@@ -55,8 +55,18 @@ class Clip(Judge):
     def check(self, concept: Concept) -> None:
         """Any CLIP knows any name; opens it, so that an audit without one ends before it begins."""
         opened(self.name, CLIPModel, self.model)
-        for part in (AutoTokenizer, AutoImageProcessor):
-            preprocessing(self.name, part, self.model)
+        preprocessing(self.name, AutoImageProcessor, self.model)
+        tokenizer = preprocessing(self.name, AutoTokenizer, self.model)
+        most = self._network.config.text_config.max_position_embeddings
+        for name in self._names(concept):
+            asked = self.template.format(name)
+            if (tokens := len(tokenizer(asked, verbose=False).input_ids)) > most:
+                raise BadSetting(f"{self.name}: expected at most {most} tokens, got {tokens} in {asked!r}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Of ``model``."""
+        return fingerprint(self.name, self.model)
 
     def draws(self) -> int:
         """``calibration``."""
@@ -71,9 +81,7 @@ class Clip(Judge):
         """The concept's share of the softmax."""
         if not pictures:
             return []
-        label = concept.labels.get(self.name, concept.name)
-        names = dict.fromkeys((label, *(self.rivals or concept.neighbours), self.nothing))
-        network, texts = self._network, self._texts(list(names))
+        network, texts = self._network, self._texts(self._names(concept))
 
         def ask(pixels: Tensor) -> Tensor:
             seen = _unit(network.visual_projection(network.vision_model(pixel_values=pixels).pooler_output))
@@ -87,6 +95,11 @@ class Clip(Judge):
         if self.accept is None:
             raise missing(self.label, concept)
         return self.accept
+
+    def _names(self, concept: Concept) -> list[str]:
+        """What a picture may show, the concept first."""
+        label = concept.labels.get(self.name, concept.name)
+        return list(dict.fromkeys((label, *(self.rivals or concept.neighbours), self.nothing)))
 
     @property
     def _network(self) -> Any:

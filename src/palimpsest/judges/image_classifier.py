@@ -9,7 +9,7 @@ from transformers import AutoModelForImageClassification
 
 from palimpsest.errors import BadSetting, unknown
 from palimpsest.judges.base import Judge, check_calibration, missing
-from palimpsest.judges.opening import in_batches, opened
+from palimpsest.judges.opening import fingerprint, in_batches, opened
 from palimpsest.records import Concept
 
 
@@ -50,6 +50,11 @@ class ImageClassifier(Judge):
     def check(self, concept: Concept) -> None:
         """Looks for the label."""
         self._label(concept)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of ``model``."""
+        return fingerprint(self.name, self.model)
 
     def draws(self) -> int:
         """``calibration``."""

@@ -1,5 +1,6 @@
 """How a judge or a measure opens a model of transformers, and asks it in batches of one size."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,21 @@ def screened(part: str, source: str) -> Path:
     except BadModel as error:
         raise BadSetting(f"{part}: expected a model of transformers, got {source!r}: {error}") from None
     return folder
+
+
+@cache
+def fingerprint(part: str, source: str) -> str:
+    """SHA-256 over a model's folder: weights, configuration, tokenizer, image processor."""
+    folder, sha = screened(part, source), hashlib.sha256()
+    try:
+        with reading(source):
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                sha.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+                with path.open("rb") as file:
+                    sha.update(hashlib.file_digest(file, "sha256").digest())
+    except BadModel as error:
+        raise BadSetting(f"{part}: expected a model of transformers, got {source!r}: {error}") from None
+    return sha.hexdigest()
 
 
 @cache

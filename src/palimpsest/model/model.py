@@ -169,8 +169,7 @@ class Model(Network):
     def save(self, folder: str | Path, *, max_shard_size: str = "10GB") -> None:
         """Writes a folder that plain diffusers opens; raises ``BadModel`` for what it cannot hold."""
         if self.guarded:
-            about = f" ({self.guard})" if self.guard else ""
-            raise BadModel(f"cannot save {type(self).__name__}{about}: a plain diffusers folder holds no guard")
+            raise BadModel(f"cannot save {type(self).__name__}: a plain diffusers folder holds no guard")
         weights.require_plain(self)
         with quiet():
             pipeline = diffusers.StableDiffusionPipeline(

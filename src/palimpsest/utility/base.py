@@ -72,6 +72,11 @@ class Measure(Component):
     def check(self, base: str) -> None:
         """Raises ``BadSetting`` where it cannot be taken on this base as it is set; before anything runs."""
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model that it opens; empty: it opens none but what is shipped."""
+        return ""
+
     def lacking(self) -> str:
         """What it lacks on this machine, in words; an audit then leaves it out, and says so. Empty: nothing."""
         return ""

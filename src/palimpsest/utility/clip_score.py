@@ -54,6 +54,11 @@ class ClipScore(Measure):
             )
         preprocessing(self.name, AutoTokenizer, self._network.folder)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of ``model``."""
+        return self._network.fingerprint
+
     def draws(self, concepts: Sequence[Concept], *, seed: int) -> Draws:
         """The same of the victim and of the base."""
         attempts = plain_attempts(concepts, self.pictures, seed)

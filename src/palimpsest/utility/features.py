@@ -1,5 +1,6 @@
 """What a network makes of pictures: the shipped CLIP, any CLIP or image model of transformers, InceptionV3."""
 
+import hashlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from palimpsest.assets import clip_folder
 from palimpsest.errors import BadModel, BadSetting, MissingExtra
-from palimpsest.judges.opening import BATCH, in_batches, opened, preprocessing
+from palimpsest.judges.opening import BATCH, fingerprint, in_batches, opened, preprocessing
 
 MINIATURE, TWIN = "miniature", "twin"
 INCEPTION = "inception"
@@ -36,6 +37,11 @@ class Network:
     def folder(self) -> str:
         """Where it lies."""
         return str(clip_folder()) if self.source in ("", MINIATURE) else self.source
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of it; empty: the shipped CLIP."""
+        return "" if self.source in ("", MINIATURE) else fingerprint(self.measure, self.source)
 
     @property
     def label(self) -> str:
@@ -92,6 +98,14 @@ def inception_lacks() -> str:
     if not _inception_path().is_file():
         return f"InceptionV3 needs {INCEPTION_WEIGHTS} (torch-fidelity's release 0.2.0) in {_inception_path().parent}"
     return ""
+
+
+def inception_fingerprint() -> str:
+    """SHA-256 of InceptionV3's weights; empty: they are not there."""
+    if inception_lacks():
+        return ""
+    with _inception_path().open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _inception_path() -> Path:

@@ -13,7 +13,13 @@ from palimpsest.errors import BadSetting
 from palimpsest.records import Concept, Reading
 from palimpsest.stats import LEVEL
 from palimpsest.utility.base import Draws, Erasure, Measure, plain_attempts
-from palimpsest.utility.features import INCEPTION, Network, inception_features, inception_lacks
+from palimpsest.utility.features import (
+    INCEPTION,
+    Network,
+    inception_features,
+    inception_fingerprint,
+    inception_lacks,
+)
 
 AT_ONCE = 1024
 """Rows of a kernel matrix that are held at a time."""
@@ -61,6 +67,11 @@ class Kid(Measure):
     def lacking(self) -> str:
         """Of InceptionV3, the library or the weights."""
         return inception_lacks() if self.features == INCEPTION else ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of ``features``."""
+        return inception_fingerprint() if self.features == INCEPTION else self._network.fingerprint
 
     def draws(self, concepts: Sequence[Concept], *, seed: int) -> Draws:
         """The same prompts, of other seeds: an unerased model is then about 0 away, and not exactly the same."""

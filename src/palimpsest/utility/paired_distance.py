@@ -51,6 +51,11 @@ class PairedDistance(Measure):
         """Opens the network."""
         self._network.check("features", base)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of ``features``."""
+        return self._network.fingerprint
+
     def draws(self, concepts: Sequence[Concept], *, seed: int) -> Draws:
         """The same of the victim and of the base."""
         attempts = plain_attempts(concepts, self.pictures, seed)
