@@ -4,7 +4,8 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from palimpsest.closed_form import ridge_edit
+from palimpsest.closed_form import Ridge, ridge_edit
+from palimpsest.errors import BadSetting
 
 OUT, IN = 4, 6
 
@@ -70,3 +71,26 @@ def test_nearly_collinear_keys_need_double_precision():
     single = (v.T @ k + small * start) @ torch.linalg.inv(k.T @ k + small * torch.eye(IN))
     assert found.dtype == torch.float32
     assert (single - exact).abs().max() > 50 * (found - exact).abs().max()
+
+
+def test_one_factor_serves_every_map():
+    weight, keys, values, retained = problem()
+    penalty = 0.1 * torch.eye(IN, dtype=torch.float64) + retained.T @ retained
+    ridge = Ridge.of(keys, penalty, scale=0.7)
+    others = torch.randn(3, 5, IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    anchors = keys.flip(0)
+    for other in (weight, *others):
+        expected = ridge_edit(other, keys, anchors @ other.mT, penalty, scale=0.7)
+        torch.testing.assert_close(ridge.edit(other, anchors @ other.mT), expected, atol=1e-12, rtol=0)
+        torch.testing.assert_close(other + other @ ridge.turn(anchors), expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(ridge.edit(weight, values), ridge_edit(weight, keys, values, penalty, scale=0.7))
+
+
+@pytest.mark.parametrize("nearly", [0.0, 1e-9])
+def test_what_has_no_single_solution_is_refused(nearly):
+    """Three keys, two of them alike or all but alike, in six directions; rounding must not make that regular."""
+    _, keys, _, _ = problem()
+    keys[1] = keys[0] * (1 + nearly)
+    with pytest.raises(BadSetting, match="expected text states in all 6 directions .* got states in 2"):
+        Ridge.of(keys, torch.zeros(IN, IN, dtype=torch.float64))
+    Ridge.of(keys, 1e-6 * torch.eye(IN, dtype=torch.float64))

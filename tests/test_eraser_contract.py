@@ -55,13 +55,17 @@ CASES = {
     "scissorhands": (SCISSORHANDS, r"unet\..*"),
     "scissorhands all": (SCISSORHANDS | {"where": "all", "project": True}, r"unet\..*"),
     "scissorhands pseudo": (SCISSORHANDS | {"form": "pseudo"}, r"unet\..*"),
+    "mace": ({"name": "mace", "iterations": 2, "lr": 1e-2, "lam": 1.0, "pictures": 2, "steps": 2}, KV),
+    "negative_prompt": ({"name": "negative_prompt"}, r"(?!)"),
+    "rece": ({"name": "rece", "epochs": 2}, KV),
+    "sld": ({"name": "sld", "strength": "max"}, r"(?!)"),
     "uce": ({"name": "uce", "retain": True}, KV),
     "uce 2023": ({"name": "uce", "form": "2023", "target": "tensor"}, KV),
 }
 """Name -> (spec, which weights it may change; those it says it changes)."""
 
 SEVERAL = ["ac", "ac embedding", "cad", "concept_prune", "esd x", "fia", "fia paper", "fmn", "salun", "scissorhands"]
-SEVERAL += ["uce", "uce 2023"]
+SEVERAL += ["mace", "negative_prompt", "rece", "sld", "uce", "uce 2023"]
 
 CONCEPTS = [
     concept(

@@ -24,7 +24,11 @@ class Display:
 
     def __init__(self, console: Console, audit: Audit, base: Model, left: list[Job], expected: Forecast) -> None:
         self._console, self._expected = console, expected
-        self._bounds = {attack.label: most_passes(audit, base, attack) for job in left for attack in job.attacks}
+        self._bounds = {
+            (job.eraser.label, attack.label): most_passes(audit, base, attack, job.eraser)
+            for job in left
+            for attack in job.attacks
+        }
         self._picture_passes = picture_passes(audit, base)
         self._began = time.perf_counter()
         self._ended: list[Pursuit] = []
@@ -69,7 +73,7 @@ class Display:
         self._ended += [pursuit for pursuit in event.live if pursuit.ended]
         self._pictures += event.pictures + event.aside
         self._aside += event.aside * self._picture_passes
-        bounds = sum(self._bounds[pursuit.attack.label] for pursuit in self._ended)
+        bounds = sum(self._bounds[pursuit.victim.eraser, pursuit.attack.label] for pursuit in self._ended)
         costs = [pursuit.cost for pursuit in [*self._ended, *under_way]]
         self._progress.update(
             self._task,

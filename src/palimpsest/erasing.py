@@ -45,7 +45,7 @@ def erased(
     ``progress`` is told of each iteration. The file says what it cost: seconds, passes, and the peak of memory in bytes
     (on a CPU that of the whole process so far).
     """
-    if isinstance(job.eraser, Nothing | Checkpoint):  # there is nothing to keep that lies nowhere else
+    if _is_quick(job):
         return _erase(job, base, seed)
     name, about = _name(job, base, seed)
     changed = store.weights(name)
@@ -56,8 +56,6 @@ def erased(
         before, began = base.meter, time.perf_counter()
         with training_in(store.training(name), progress=progress):
             model = _erase(job, base, seed)
-        if model.guarded:  # weights cannot hold a guard, and it is quickly made
-            return model
         changed = difference(model, base)
         cost = {
             "seconds": f"{time.perf_counter() - began:.1f}",
@@ -71,7 +69,7 @@ def erased(
 
 def is_at_hand(job: Job, base: Model, *, seed: int, store: Store | None, retrain: bool = False) -> bool:
     """Whether the job's model need not be erased first."""
-    if isinstance(job.eraser, Nothing | Checkpoint):
+    if _is_quick(job):
         return True
     name, _ = _name(job, base, seed)
     return (store is not None and store.has_weights(name)) or (not retrain and _shipped(name).exists())
@@ -151,6 +149,11 @@ def difference(model: Model, base: Model) -> dict[str, Tensor]:
         for name, weight in model.weights().items()
         if weight is not before[name] and not torch.equal(weight, before[name])
     }
+
+
+def _is_quick(job: Job) -> bool:
+    """Whether there is nothing to keep that lies nowhere else: a guard is made in no time, and weights hold none."""
+    return isinstance(job.eraser, Nothing | Checkpoint) or job.eraser.guard is not None
 
 
 def _erase(job: Job, base: Model, seed: int) -> Model:

@@ -1,14 +1,16 @@
 """What an audit will cost at most, before it begins."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from palimpsest.attacks.base import Attack, Need
 from palimpsest.attacks.direct import Direct
 from palimpsest.calibrating import calibrations, sources_left
+from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.nothing import Nothing
 from palimpsest.erasing import is_at_hand
 from palimpsest.jobs import Job
@@ -45,13 +47,13 @@ def forecast(
     audit: Audit, model: Model, left: Sequence[Job], *, store: Store | None = None, retrain: bool = False
 ) -> Forecast:
     """The bounds of what is left to do."""
-    picture = picture_passes(audit, model)
     goals = [(job, attack) for job in left for attack, _ in job.goals_left(store, job.attacks, job.victim)]
     looks = sum(most_looks(audit, attack) for _, attack in goals)
     referring = {job.concept.name: len(job.goals) for job, attack in goals if Need.REFERENCE in attack.needs}
     sources = sources_left(calibrations(audit), store.scored if store else []) if left else []
     calibrating = sum(len(source.attempts) for source in sources)
-    pictures = calibrating + _measured(audit, left, store) + sum(referring.values())
+    measured = _measured(audit, left, store)
+    bases = calibrating + measured[None] + sum(referring.values())
     width, height = model.decode(torch.zeros(1, *model.latent_shape))[0].size
     kept = {"none": 0, "hits": 2 * len(goals), "all": looks}[audit.keep]
     erasing = [job for job in left if not is_at_hand(job, model, seed=audit.seed, store=store, retrain=retrain)]
@@ -59,18 +61,20 @@ def forecast(
     return Forecast(
         goals=len(goals),
         looks=looks,
-        pictures=pictures,
-        passes=sum(most_passes(audit, model, attack) for _, attack in goals) + pictures * picture,
+        pictures=calibrating + sum(measured.values()) + sum(referring.values()),
+        passes=sum(most_passes(audit, model, attack, job.eraser) for job, attack in goals)
+        + bases * picture_passes(audit, model)
+        + sum(count * picture_passes(audit, model, eraser) for eraser, count in measured.items() if eraser),
         passes_per_second=speed(model),
         erasing=len(erasing),
         bytes=int(kept * 3 * width * height * BYTES_PER_VALUE) + len(erasing) * weights,
     )
 
 
-def _measured(audit: Audit, left: Sequence[Job], store: Store | None) -> int:
-    """Pictures drawn for measures: those of a victim shared by its measures, the base's by all victims."""
+def _measured(audit: Audit, left: Sequence[Job], store: Store | None) -> Counter[Eraser | None]:
+    """Pictures drawn for measures, by the eraser of the victim; None: the base's, shared by all victims."""
     base: set[Attempt] = set()
-    victims = 0
+    counts: Counter[Eraser | None] = Counter()
     for job in left:
         draws = [measure.draws(job.retained, seed=audit.seed) for measure in job.measures_left(store)]
         own = {attempt for each in draws for attempt in each.victim}
@@ -78,13 +82,18 @@ def _measured(audit: Audit, left: Sequence[Job], store: Store | None) -> int:
         if isinstance(job.eraser, Nothing):
             base |= own
         else:
-            victims += len(own)
-    return victims + len(base)
+            counts[job.eraser] += len(own)
+    counts[None] = len(base)
+    return counts
 
 
-def picture_passes(audit: Audit, model: Model) -> int:
-    """Of a picture in full steps."""
-    return model.picture_cost(Attempt(prompt="", seed=0), audit.sampling).passes
+def picture_passes(audit: Audit, model: Model, eraser: Eraser | None = None) -> int:
+    """Of a picture in full steps, by the model or by what the eraser makes of it."""
+    attempt = Attempt(prompt="", seed=0)
+    if eraser is None or eraser.guard is None:
+        return model.picture_cost(attempt, audit.sampling).passes
+    alone = replace(audit.sampling, guidance=1.0)  # one branch; a guard asks all of its own at any guidance
+    return eraser.guard.branches * model.picture_cost(attempt, alone).passes
 
 
 def most_looks(audit: Audit, attack: Attack) -> int:
@@ -92,11 +101,11 @@ def most_looks(audit: Audit, attack: Attack) -> int:
     return 1 if isinstance(attack, Direct) else audit.budget.looks
 
 
-def most_passes(audit: Audit, model: Model, attack: Attack) -> int:
+def most_passes(audit: Audit, model: Model, attack: Attack, eraser: Eraser | None = None) -> int:
     """At one goal: the budget, or for an attack that only looks, its looks."""
     if attack.needs:
         return audit.budget.passes
-    return min(audit.budget.passes, most_looks(audit, attack) * picture_passes(audit, model))
+    return min(audit.budget.passes, most_looks(audit, attack) * picture_passes(audit, model, eraser))
 
 
 def speed(model: Model, *, seconds: float = 1.0) -> float:

@@ -89,8 +89,9 @@ class Runner:
 
     def _opened(self) -> dict[str, str]:
         """Fingerprints of what judges and measures open, by label."""
-        parts = (*self.audit.judges, *self.audit.measures)
-        return {part.label: part.fingerprint for part in parts if part.fingerprint}
+        found = {judge.label: judge.fingerprint for judge in self.audit.judges}
+        found |= {measure.label: measure.fingerprint for measure in self.audit.measures}
+        return {label: fingerprint for label, fingerprint in found.items() if fingerprint}
 
     def _calibrated(self) -> tuple[Judge, ...]:
         """The judges; those that need it are first shown the base's own pictures."""

@@ -8,10 +8,14 @@ from palimpsest.erasers.concept_prune import ConceptPrune
 from palimpsest.erasers.esd import Esd
 from palimpsest.erasers.fia import Fia
 from palimpsest.erasers.fmn import Fmn
+from palimpsest.erasers.mace import Mace
 from palimpsest.erasers.magnitude import Magnitude
+from palimpsest.erasers.negative_prompt import NegativePrompt
 from palimpsest.erasers.nothing import Nothing
+from palimpsest.erasers.rece import Rece
 from palimpsest.erasers.salun import Salun
 from palimpsest.erasers.scissorhands import Scissorhands
+from palimpsest.erasers.sld import Sld
 from palimpsest.erasers.uce import Uce
 
 __all__ = [
@@ -24,10 +28,14 @@ __all__ = [
     "Esd",
     "Fia",
     "Fmn",
+    "Mace",
     "Magnitude",
+    "NegativePrompt",
     "Nothing",
+    "Rece",
     "Salun",
     "Scissorhands",
+    "Sld",
     "Uce",
 ]
 
@@ -40,8 +48,12 @@ ERASERS: tuple[type[Eraser], ...] = (
     Esd,
     Fia,
     Fmn,
+    Mace,
     Magnitude,
+    NegativePrompt,
+    Rece,
     Salun,
     Scissorhands,
+    Sld,
     Uce,
 )

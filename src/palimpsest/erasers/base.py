@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -13,6 +14,9 @@ from palimpsest.records import Concept
 @dataclass(frozen=True, kw_only=True)
 class Eraser(Component):
     """Makes a model forget concepts."""
+
+    guard: ClassVar[type[Model] | None] = None
+    """What it puts before a model whose weights it leaves alone; None: it changes weights."""
 
     def erase(self, model: Model, concepts: Sequence[Concept], *, random: torch.Generator) -> Model:
         """The erased model; ``model`` is left as it is. All randomness comes from ``random``."""

@@ -7,13 +7,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from palimpsest.closed_form import ridge_edit
+from palimpsest.closed_form import Ridge
 from palimpsest.erasers.base import Eraser
+from palimpsest.erasers.text_states import WEIGHTS, check_anchors, encode
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model
 from palimpsest.records import Concept, Kind
-
-WEIGHTS = r"unet\..*\.attn2\.to_[kv]\.weight"
 
 EXPANSIONS: dict[bool, tuple[str, ...]] = {
     True: ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
@@ -23,6 +22,18 @@ EXPANSIONS: dict[bool, tuple[str, ...]] = {
 
 PAPER_ANCHORS: dict[Kind, str] = {"style": "art"}
 """Where the current form's anchor is not the empty prompt."""
+
+
+class System(NamedTuple):
+    """The edit's equation, factored, before it meets a weight."""
+
+    ridge: Ridge
+    edits: "list[Edit]"
+
+    @property
+    def anchors(self) -> Tensor:
+        """(n, width): of each of the ridge's keys, whose answer it is to get."""
+        return torch.cat([edit.anchor for edit in self.edits])
 
 
 class Edit(NamedTuple):
@@ -85,23 +96,27 @@ class Uce(Eraser):
     ) -> Iterator[tuple[int, Model]]:
         """The edited model, in one stage."""
         with torch.no_grad():
-            edits = [
-                self._edit(model, prompt, self._anchor(concept))
-                for concept in concepts
-                for prompt in self._prompts(concept)
-            ]
-            keys = torch.cat([edit.concept for edit in edits])
-            penalty = self._penalty(model, concepts, width=keys.shape[1])
+            ridge, edits = self.system(model, concepts)
             changed = {}
             for name, weight in model.weights(WEIGHTS).items():
                 values = torch.cat([self._values(weight.double(), edit) for edit in edits])
-                changed[name] = ridge_edit(weight, keys, values, penalty, scale=self.erase_scale)
+                changed[name] = ridge.edit(weight, values)
         yield 1, model.with_weights(changed)
 
-    def _prompts(self, concept: Concept) -> list[str]:
+    def system(self, model: Model, concepts: Sequence[Concept]) -> System:
+        """What is edited, and how; ``BadSetting`` if a concept is its own anchor, or two coincide."""
+        pairs = [pair for concept in concepts for pair in self.pairs(concept)]
+        check_anchors(self, model, pairs)
+        edits = [self._edit(model, prompt, anchor) for prompt, anchor in pairs]
+        keys = torch.cat([edit.concept for edit in edits])
+        penalty = self.penalty(model, concepts, scale=self.preserve_scale)
+        return System(Ridge.of(keys, penalty, scale=self.erase_scale), edits)
+
+    def pairs(self, concept: Concept) -> list[tuple[str, str]]:
+        """(prompt of the concept, its anchor)."""
         names = (concept.name, *(concept.synonyms if self.synonyms else ()))
         phrases = ("{}", *(EXPANSIONS[concept.kind == "style"] if self.expand else ()))
-        return [phrase.format(name) for name in names for phrase in phrases]
+        return [(phrase.format(name), self._anchor(concept)) for name in names for phrase in phrases]
 
     def _anchor(self, concept: Concept) -> str:
         if self.anchor is not None:
@@ -110,23 +125,22 @@ class Uce(Eraser):
 
     def _edit(self, model: Model, prompt: str, anchor: str) -> Edit:
         """The states to be answered otherwise, beside those whose answers they get."""
-        (states, last), (anchors, anchor_last) = _encode(model, prompt), _encode(model, anchor)
+        (states, last), (anchors, anchor_last) = encode(model, prompt), encode(model, anchor)
         length = 1 if self.form == "current" else len(states) - max(last, anchor_last)
         return Edit(states[last : last + length], anchors[anchor_last : anchor_last + length])
 
-    def _penalty(self, model: Model, concepts: Sequence[Concept], *, width: int) -> Tensor:
-        """The matrix lam I + p sum r r^T."""
+    def penalty(self, model: Model, concepts: Sequence[Concept], *, scale: float | None) -> Tensor:
+        """The matrix lam I + p sum r r^T, (width, width), with ``scale`` as p; None: the form's own."""
         erased = {concept.name for concept in concepts}
         neighbours = [name for concept in concepts for name in concept.neighbours if name not in erased]
         retained = list(dict.fromkeys(neighbours)) if self.retain else []
         if self.form == "2023":
             retained.insert(0, "")
-        scale = self.preserve_scale
         if scale is None:
             scale = 1.0 if self.form == "current" else max(0.1, 1 / len(retained))
-        penalty = self.lam * torch.eye(width, dtype=torch.float64, device=model.device)
+        penalty = self.lam * torch.eye(encode(model, "")[0].shape[1], dtype=torch.float64, device=model.device)
         for prompt in retained:
-            states, last = _encode(model, prompt)
+            states, last = encode(model, prompt)
             rows = states[last : last + 1] if self.form == "current" else states
             penalty += scale * rows.mT @ rows
         return penalty
@@ -140,9 +154,3 @@ class Uce(Eraser):
         answer = edit.concept @ weight.mT
         along: Tensor = answer / answer.norm()
         return values - torch.sum(along * values) * along
-
-
-def _encode(model: Model, prompt: str) -> tuple[Tensor, int]:
-    """(context, width) states in double precision, and the place of the prompt's last token (the start, if empty)."""
-    tokens = model.tokens(prompt).tolist()
-    return model.embed([prompt]).states[0].double(), tokens.index(model.end_token, 1) - 1

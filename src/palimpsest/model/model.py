@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import diffusers
 import torch
@@ -22,13 +23,16 @@ from palimpsest.model.text import Text
 from palimpsest.model.watching import watch
 from palimpsest.records import Attempt, Cost
 
+GuardT = TypeVar("GuardT", bound="Model")
+
 
 class Model(Network):
     r"""The one door to diffusers.
 
     Weights are frozen and never changed in place: whatever changes them returns another model that shares the rest.
     Patterns are regular expressions that must match the whole qualified name, as in ``unet\..*attn2.*``.
-    A guard is a subclass that overrides ``guided_noise`` (or ``encode`` or ``embed``), ``branches`` and ``guard``.
+    A guard is a subclass that overrides ``guided_noise`` (or ``encode`` or ``embed``), ``branches``, ``guard`` and, if
+    it remembers something from step to step, ``outset``; ``behind`` puts it before a model.
     """
 
     @classmethod
@@ -138,6 +142,10 @@ class Model(Network):
     def trainable(self) -> list[nn.Parameter]:
         """What an optimiser of this copy changes."""
         return [weight for weight in weights.matching(self, ".*").values() if weight.requires_grad]
+
+    def behind(self, guard: "type[GuardT]", /, **facts: Any) -> "GuardT":
+        """The same weights behind a guard with ``facts`` as attributes; ``BadSetting`` if they are behind one."""
+        return weights.behind(self, guard, facts)
 
     def frozen(self) -> "Model":
         """A trained copy as an ordinary model, LoRA merged in; training may go on without changing it."""

@@ -47,6 +47,8 @@ class Network:
     """Denoiser forwards of one guided prediction."""
     guard: str = ""
     """What a guard does, with its settings: part of the fingerprint."""
+    outset: ClassVar[Any] = None
+    """What a guard's memory is before the first step of a picture; a lone question brings None."""
     batch: int
     """Samples per batch, of pictures and of probes; short batches are padded, so that it alone decides the last bit."""
     device: torch.device

@@ -132,7 +132,7 @@ def denoise(
     times = walk.evaluations(start, until)
     if len(times) == 0:
         return latents
-    memory: Any = None
+    memory = model.outset
     latents = walk.enter(latents, start)
     for done, time in enumerate(times):
         seen = walk.scheduler.scale_model_input(latents, time)

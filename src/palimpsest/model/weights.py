@@ -75,8 +75,22 @@ def put(model: Network, name: str, weight: Tensor, *, trainable: bool = False) -
 
 def sharing(model: ModelT) -> ModelT:
     """A model with modules of its own and all weights shared."""
+    return _as(model, type(model))
+
+
+def behind(model: Network, guard: type[ModelT], facts: Mapping[str, Any]) -> ModelT:
+    """The model's weights behind a guard that has these attributes."""
+    if model.guarded:
+        raise BadSetting(f"expected a model without a guard, got one behind {type(model).__name__}")
+    guarded = _as(model, guard)
+    guarded.__dict__.update(facts)
+    return guarded
+
+
+def _as(model: Network, kind: type[ModelT]) -> ModelT:
+    """The same as another kind of model, with modules of its own and all weights shared."""
     memo = {id(weight): weight for weight in matching(model, ".*").values()}
-    shared = object.__new__(type(model))
+    shared = object.__new__(kind)
     shared.__dict__.update(model.__dict__)
     shared.forget()
     shared._meter = Meter(origin=model._meter)
