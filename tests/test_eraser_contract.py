@@ -21,6 +21,7 @@ FIA = {"name": "fia", "r2": 0.1, "tau": 2, "steps": 4}
 KEPT = r"(time_embedding|conv_norm_out|conv_out)\."
 
 ADVERSARIAL = {"name": "advunlearn", "iterations": 2, "warm_up": 1, "lr": 1e-2, "steps": 2, "attack_steps": 1}
+RECELER = {"name": "receler", "iterations": 2, "lr": 1e-2, "steps": 2, "attack_steps": 1, "soft": 2, "hidden": 8}
 STEREO = {"name": "stereo", "rounds": 1, "iterations": 2, "lr": 1e-2, "steps": 2, "inversions": 1, "pictures": 1}
 
 CASES = {
@@ -44,6 +45,7 @@ CASES = {
     "fia": (FIA, FF2),
     "fia paper": (FIA | {"form": "paper"}, FF2),
     "magnitude": ({"name": "magnitude"}, FF2),
+    "receler": (RECELER, r"unet\..*\.attn2\.to_out\.1\.(down|up)\.(weight|bias)"),
     "stereo xattn": (STEREO | {"variant": "xattn"}, r"unet\..*\.attn2\..*"),
     "stereo noxattn": (STEREO, r"unet\.(?!.*\.attn2\.)(?!.*norm).*"),
     "uce": ({"name": "uce", "retain": True}, KV),

@@ -54,12 +54,12 @@ def is_at_hand(job: Job, base: Model, *, seed: int, store: Store | None, retrain
 
 
 def difference(model: Model, base: Model) -> dict[str, Tensor]:
-    """The weights in which a model is not its base."""
+    """The weights in which a model is not its base, those of adapters included."""
     before = base.weights()
     return {
         name: weight.detach()
         for name, weight in model.weights().items()
-        if weight is not before[name] and not torch.equal(weight, before[name])
+        if name not in before or (weight is not before[name] and not torch.equal(weight, before[name]))
     }
 
 

@@ -9,6 +9,7 @@ from palimpsest.erasers.esd import Esd
 from palimpsest.erasers.fia import Fia
 from palimpsest.erasers.magnitude import Magnitude
 from palimpsest.erasers.nothing import Nothing
+from palimpsest.erasers.receler import Receler
 from palimpsest.erasers.stereo import Stereo
 from palimpsest.erasers.uce import Uce
 
@@ -23,6 +24,7 @@ __all__ = [
     "Fia",
     "Magnitude",
     "Nothing",
+    "Receler",
     "Stereo",
     "Uce",
 ]
@@ -36,6 +38,7 @@ ERASERS: tuple[type[Eraser], ...] = (
     Esd,
     Fia,
     Magnitude,
+    Receler,
     Stereo,
     Uce,
 )
