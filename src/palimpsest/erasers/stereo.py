@@ -145,7 +145,6 @@ class Stereo(Eraser):
         parts = [template.partition("{}") for template in TEMPLATES[concept.kind]]
         prompts = [Blanked.of(model, self.vectors, before=before, after=after) for before, _, after in parts]
         alone = Blanked.of(model, self.vectors)
-        settings = {"iterations": self.inversions, "lr": self.inversion_lr, "batch": self.inversion_batch}
         start = initial_words(model, concept.kind, self.vectors)
         with torch.no_grad():
             texts = [model.embed([concept.name])]
@@ -154,7 +153,17 @@ class Stereo(Eraser):
             *_, (_, model) = self._fit(
                 model, aim, lr=self.search_lr, phase=f"{phase}-erase-{number}", random=random, every=0
             )
-            find = partial(invert, model, share.flatten(0, 1), prompts, start=start, random=random, **settings)
+            find = partial(
+                invert,
+                model,
+                share.flatten(0, 1),
+                prompts,
+                start=start,
+                random=random,
+                iterations=self.inversions,
+                lr=self.inversion_lr,
+                batch=self.inversion_batch,
+            )
             words = kept(f"{phase}-word-{number}", find, random=random)
             with torch.no_grad():
                 texts.append(alone.encode(model, words))
@@ -164,7 +173,8 @@ class Stereo(Eraser):
         """(pictures, 2, C, h, w): latents of what the base draws of the concept, and of the mirror images."""
         seeds = torch.randint(2**31, (self.pictures,), generator=random).tolist()
         attempts = [Attempt(prompt=prompt, seed=seed) for prompt, seed in zip(cycle(concept.prompts), seeds)]
-        return latents_of(model, model.draw(attempts, Sampling(steps=self.steps))).unflatten(0, (-1, 2))
+        latents = latents_of(model, model.draw(attempts, Sampling(steps=self.steps)))
+        return latents.reshape(-1, 2, *model.latent_shape)
 
     def _away(self, teacher: Model, text: Text) -> Aim:
         """What a round of STE trains."""
