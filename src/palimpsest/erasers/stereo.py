@@ -61,7 +61,7 @@ class Stereo(Eraser):
     step. (The authors' code leaves out the first and the last two.) REO's iterations are shared out evenly among the
     texts of P, and among the anchors, in random order.
 
-    The paper says -s and +s: s - 1 and s + 1 are what the authors' code makes of s = 2. Its anchors are prompts that
+    s - 1 and s + 1 are what the authors' code makes of -s and +s, with s = 2. Its anchors are prompts that
     name the concept among other things. It leaves the share of g along the prediction at 1, and then g is plain
     guidance and STE's target e_0; ``parallel = 0`` projects.
     """
