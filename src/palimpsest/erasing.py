@@ -142,12 +142,12 @@ def _peak_memory(model: Model) -> int:
 
 
 def difference(model: Model, base: Model) -> dict[str, Tensor]:
-    """The weights in which a model is not its base."""
+    """The weights in which a model is not its base, those of adapters included."""
     before = base.weights()
     return {
         name: weight.detach()
         for name, weight in model.weights().items()
-        if weight is not before[name] and not torch.equal(weight, before[name])
+        if name not in before or (weight is not before[name] and not torch.equal(weight, before[name]))
     }
 
 

@@ -1,6 +1,7 @@
 """Erasers: ways to make a model forget a concept."""
 
 from palimpsest.erasers.ac import Ac
+from palimpsest.erasers.advunlearn import AdvUnlearn
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.cad import Cad
 from palimpsest.erasers.checkpoint import Checkpoint
@@ -13,14 +14,17 @@ from palimpsest.erasers.magnitude import Magnitude
 from palimpsest.erasers.negative_prompt import NegativePrompt
 from palimpsest.erasers.nothing import Nothing
 from palimpsest.erasers.rece import Rece
+from palimpsest.erasers.receler import Receler
 from palimpsest.erasers.salun import Salun
 from palimpsest.erasers.scissorhands import Scissorhands
 from palimpsest.erasers.sld import Sld
+from palimpsest.erasers.stereo import Stereo
 from palimpsest.erasers.uce import Uce
 
 __all__ = [
     "ERASERS",
     "Ac",
+    "AdvUnlearn",
     "Cad",
     "Checkpoint",
     "ConceptPrune",
@@ -33,9 +37,11 @@ __all__ = [
     "NegativePrompt",
     "Nothing",
     "Rece",
+    "Receler",
     "Salun",
     "Scissorhands",
     "Sld",
+    "Stereo",
     "Uce",
 ]
 
@@ -43,6 +49,7 @@ ERASERS: tuple[type[Eraser], ...] = (
     Nothing,
     Checkpoint,
     Ac,
+    AdvUnlearn,
     Cad,
     ConceptPrune,
     Esd,
@@ -52,8 +59,10 @@ ERASERS: tuple[type[Eraser], ...] = (
     Magnitude,
     NegativePrompt,
     Rece,
+    Receler,
     Salun,
     Scissorhands,
     Sld,
+    Stereo,
     Uce,
 )

@@ -11,10 +11,12 @@ from torch import Tensor
 from palimpsest.erasers.base import Eraser
 from palimpsest.errors import BadCheckpoint, BadSetting
 from palimpsest.model import Model
+from palimpsest.model.adapters import names_adapter
 from palimpsest.model.layouts import from_compvis, from_low_rank, is_compvis, is_low_rank, refuse_other_adapters
 from palimpsest.model.loading import CLIP_BESIDE_TEXT, architecture, open_network
 from palimpsest.model.screening import WEIGHTS, screen_files
 from palimpsest.model.state_files import adapter_in, read_settings, read_state
+from palimpsest.model.weights import with_blank_adapters
 from palimpsest.records import Concept
 
 PARTS = ("unet", "text_encoder")
@@ -32,7 +34,7 @@ class Checkpoint(Eraser):
     its folder) or kohya, which is merged into the base. Every key must name a weight of the base and have its shape;
     each one that does not is named. A part that the file has weights of must be covered wholly, unless ``partial`` says
     that the file holds only what was changed: a lost weight would else pass for an erased one. A LoRA is partial by its
-    nature.
+    nature, and so are adapters (Receler's, as this program saves them), each of which must be whole.
     """
 
     name = "checkpoint"
@@ -70,6 +72,7 @@ class Checkpoint(Eraser):
             if is_low_rank(state):
                 fitting = from_low_rank(state, model, read_settings(file))
             else:
+                model = with_blank_adapters(model, state)
                 fitting = self._fitting(from_compvis(state, model) if is_compvis(state) else state, model)
         except BadCheckpoint as error:
             raise BadCheckpoint(f"{self.path}: {error}") from None
@@ -119,7 +122,7 @@ class Checkpoint(Eraser):
 
     def _refuse_gaps(self, fitting: Mapping[str, Tensor], weights: Sequence[str]) -> None:
         """Raises unless each part that the file has weights of is covered, or the file is said to be partial."""
-        touched = {name.partition(".")[0] for name in fitting}
+        touched = {name.partition(".")[0] for name in fitting if not names_adapter(name)}
         missing = [name for name in weights if name.partition(".")[0] in touched and name not in fitting]
         if missing and not self.partial:
             raise BadCheckpoint(

@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.fitting import Fit
+from palimpsest.erasers.negative_guidance import below, point, predictions
 from palimpsest.errors import BadSetting
-from palimpsest.model import Model, Sampling, Text
+from palimpsest.model import Model, Text
 from palimpsest.records import Concept
 
 
@@ -114,7 +115,7 @@ class Esd(Eraser):
             texts = [model.embed([name]) for name in self._names(concepts)]
 
         def loss() -> Tensor:
-            text = texts[_below(len(texts), random)]
+            text = texts[below(len(texts), random)]
             latents, steps = self._point(student if self.form == "2023" else model, text, random)
             target = self._target(model, latents, steps, text=text, null=null)
             return functional.mse_loss(student.predict_noise(latents, steps, text.repeat(self.batch)), target)
@@ -134,26 +135,18 @@ class Esd(Eraser):
 
     def _point(self, walker: Model, text: Text, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """x_t on a trajectory of ``walker``, and t for each sample."""
-        sampling = Sampling(scheduler="ddim", steps=self.steps, guidance=self.guidance)
-        reached = _below(self.steps, random)
-        noise = torch.randn(self.batch, *walker.latent_shape, generator=random).to(walker.device, walker.dtype)
-        latents = walker.trajectory(noise, text.repeat(self.batch), sampling, until=reached)
-        if self.form == "2024":
-            return latents, torch.full((self.batch,), walker.schedule(sampling)[reached])
-        part = self.steps - 1 - reached
-        low, high = (round(bound * walker.timesteps / self.steps) for bound in (part, part + 1))
-        return latents, torch.randint(low, high, (self.batch,), generator=random)
+        return point(
+            walker,
+            text.repeat(self.batch),
+            random,
+            steps=self.steps,
+            guidance=self.guidance,
+            within=self.form == "2023",
+        )
 
     def _target(self, teacher: Model, latents: Tensor, steps: Tensor, *, text: Text, null: Text) -> Tensor:
         """What the student is to predict for the concept; the teacher's two branches in one batch."""
-        both = Text.join([null.repeat(self.batch), text.repeat(self.batch)])
-        with torch.no_grad():
-            noise = teacher.predict_noise(latents.repeat(2, 1, 1, 1), steps.repeat(2), both)
-        without, with_concept = noise.chunk(2)
+        without, with_concept = predictions(teacher, latents, steps, [null, text])
         eta = FORMS[self.form].eta if self.eta is None else self.eta
         start = without if self.form == "2023" else with_concept
         return start - eta * (with_concept - without)
-
-
-def _below(bound: int, random: torch.Generator) -> int:
-    return int(torch.randint(bound, (), generator=random))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from palimpsest.assets import miniature_folder
 from palimpsest.errors import BadModel
 from palimpsest.model import weights
+from palimpsest.model.adapters import adapters
 from palimpsest.model.asking import Probe, Slope, ask, probe_cost
 from palimpsest.model.loading import open_parts, open_twin, quiet
 from palimpsest.model.network import Attention, Network
@@ -170,6 +171,10 @@ class Model(Network):
         """Writes a folder that plain diffusers opens; raises ``BadModel`` for what it cannot hold."""
         if self.guarded:
             raise BadModel(f"cannot save {type(self).__name__}: a plain diffusers folder holds no guard")
+        if adapters(self):
+            raise BadModel(
+                "cannot save adapters: a plain diffusers folder holds none; save the changed weights (.safetensors)"
+            )
         weights.require_plain(self)
         with quiet():
             pipeline = diffusers.StableDiffusionPipeline(

@@ -225,6 +225,11 @@ class Network:
                 words.append(self.tokenizer.decode(list(run)).replace("</w>", " ").strip())
         return " ".join(words)
 
+    def words(self, tokens: Tensor) -> Tensor:
+        """(n, context) ids -> (n, context, d), their embeddings; differentiable."""
+        embedded: Tensor = self.text_encoder.get_input_embeddings()(tokens.to(self.device))
+        return embedded
+
     def encode(self, tokens: Tensor, words: Tensor | None = None) -> Text:
         """(n, context) ids, and if given (n, context, d) in place of their embeddings -> text; differentiable."""
         tokens = tokens.to(self.device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from palimpsest.errors import BadCheckpoint, BadSetting
+from palimpsest.model.adapters import Adapter, attach, names_adapter
 from palimpsest.model.network import NETWORKS, Meter, Network
 
 ModelT = TypeVar("ModelT", bound=Network)
@@ -54,7 +55,7 @@ def feed_forwards(denoiser: nn.Module) -> dict[str, tuple[str, ...]]:
     found = {}
     for name, module in denoiser.named_modules():
         linears = {f"{name}.{path}": one for path, one in module.named_modules() if isinstance(one, nn.Linear)}
-        if len(linears) not in (2, 3):
+        if len(linears) not in (2, 3) or isinstance(module, Adapter):
             continue
         second = min(linears, key=lambda path: linears[path].out_features / linears[path].in_features)
         last, firsts = linears[second], [one for path, one in linears.items() if path != second]
@@ -99,16 +100,26 @@ def _as(model: Network, kind: type[ModelT]) -> ModelT:
     return shared
 
 
+def with_blank_adapters(model: ModelT, state: Mapping[str, Tensor]) -> ModelT:
+    """A copy with an adapter, all zeros, wherever a file's state names one; the model itself if it names none."""
+    if not any(map(names_adapter, state)):
+        return model
+    new = sharing(model)
+    attach(new, state)
+    return new
+
+
 def changed(model: ModelT, weights: Mapping[str, Tensor]) -> ModelT:
-    """A copy with these weights; every name and shape must fit."""
+    """A copy with these weights; every name and shape must fit. Adapters among them are put where they belong."""
     require_plain(model)
-    known = matching(model, ".*")
+    new = sharing(model)
+    attach(new, weights)
+    known = matching(new, ".*")
     unknown = sorted(set(weights) - set(known))
     if unknown:
         raise BadCheckpoint(
             f"expected names of the model's weights, got {len(unknown)} others: {', '.join(unknown[:5])}"
         )
-    new = sharing(model)
     for name, weight in weights.items():
         old = known[name]
         if weight.shape != old.shape:
