@@ -3,6 +3,7 @@
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.cad import Cad
 from palimpsest.erasers.checkpoint import Checkpoint
+from palimpsest.erasers.conceal import Conceal
 from palimpsest.erasers.concept_prune import ConceptPrune
 from palimpsest.erasers.esd import Esd
 from palimpsest.erasers.fia import Fia
@@ -10,6 +11,18 @@ from palimpsest.erasers.magnitude import Magnitude
 from palimpsest.erasers.nothing import Nothing
 from palimpsest.erasers.uce import Uce
 
-__all__ = ["ERASERS", "Cad", "Checkpoint", "ConceptPrune", "Eraser", "Esd", "Fia", "Magnitude", "Nothing", "Uce"]
+__all__ = [
+    "ERASERS",
+    "Cad",
+    "Checkpoint",
+    "Conceal",
+    "ConceptPrune",
+    "Eraser",
+    "Esd",
+    "Fia",
+    "Magnitude",
+    "Nothing",
+    "Uce",
+]
 
-ERASERS: tuple[type[Eraser], ...] = (Nothing, Checkpoint, Cad, ConceptPrune, Esd, Fia, Magnitude, Uce)
+ERASERS: tuple[type[Eraser], ...] = (Nothing, Checkpoint, Cad, Conceal, ConceptPrune, Esd, Fia, Magnitude, Uce)
