@@ -1,20 +1,21 @@
 """What hides pruned entries from whom: fillings against detectors, and against revival from what these find.
 
     python benchmarks/concealment.py [--quick] [--json FILE] [--plot FILE] [--q Q] [--concepts NAME,...]
-        [--pictures N] [--defences NAME;...]
+        [--pictures N] [--neighbours N] [--defences NAME;...]
 
 For each concept ConceptPrune's mask of the miniature is filled in every way, and every detector looks for it: AUROC,
 and precision among as many entries as were pruned, both per matrix and weighted by its pruned entries. ``again`` and
 ``missing`` also hold prompts of the concept (activations are those of the pruned model), ``difference`` the base.
 With ``--pictures`` also how often the concept and its neighbours are shown by the base, by what is concealed, and after
-revival from the entries that each of ``LOCATED`` finds; the attacker knows the share. ``--plot`` draws p(w) over w and
-sigma_M as a PNG (needs the extra ``plots``). ``--quick`` takes one concept and is no result.
+revival from the entries that a detector finds: of those that need the weights alone the most precise, and the attacker
+knows the share. So he is as good as his detectors let him be. ``--plot`` draws p(w) over w and
+sigma_M as a PNG (needs the extra ``plots``). ``--quick`` takes one concept and few defences, and is no result.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ DEFENCES: dict[str, Conceal] = {
     "zero, trained": Conceal(fill="zero", iterations=100),
     "levelled, trained": Conceal(fill="levelled", iterations=100),
 }
-LOCATED: tuple[Locate, ...] = ("zeros", "smallest", "columns", "prominent", "disagreement")
+QUICK = ("zero", "gaussian 0.01", "formula 1.0", "survivors", "levelled", "flipped")
 SAMPLING = Sampling(scheduler="ddim", steps=25, guidance=5.0)
 TAU = 10
 
@@ -101,14 +102,16 @@ def concealing(defence: Conceal, base: Model, name: str, mask: Mask) -> Model:
     return defence.conceal(base, mask, [concept_record(name)], random=random)
 
 
-def located(model: Model, mask: Mask) -> Iterator[tuple[str, Model]]:
-    """What revival makes of it from the entries that each detector finds; what has too few zeros is left out."""
-    for detector in LOCATED:
-        if detector == "zeros" and not Mask.of_zeros(model).count:
-            continue
-        attack = Revive(locate=detector, share=mask.share)
-        for _, revived in attack.revise(model, base=None, concepts=[], random=torch.Generator().manual_seed(0)):
-            yield f"revived, {detector}", revived
+def most_precise(found: Mapping[str, tuple[float, float]]) -> Locate:
+    """Of the detectors that need the weights alone."""
+    return max(DETECTORS, key=lambda detector: found[detector][1])
+
+
+def revived(model: Model, mask: Mask, detector: Locate) -> Model:
+    """What revival makes of it from the entries that a detector finds."""
+    attack = Revive(locate=detector, share=mask.share)
+    ((_, back),) = attack.revise(model, base=None, concepts=[], random=torch.Generator().manual_seed(0))
+    return back
 
 
 def plot(path: str, *, share: float, sigma_u: float) -> None:
@@ -146,18 +149,19 @@ def rates(label: str, name: str, model: Model, eye: Eye, neighbours: list[str], 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one concept; no result")
+    parser.add_argument("--quick", action="store_true", help="one concept, few defences; no result")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     parser.add_argument("--plot", metavar="FILE", help="draw p(w) there, for the first concept's share")
     parser.add_argument("--q", type=float, default=0.1, help="share of each row that ConceptPrune may take per step")
     parser.add_argument("--concepts", default=CONCEPTS, help="names, with commas between")
-    parser.add_argument("--pictures", type=int, default=0, help="of each concept, and of each of two neighbours")
-    parser.add_argument("--defences", default=";".join(DEFENCES), help="names, with semicolons between")
+    parser.add_argument("--pictures", type=int, default=0, help="of each concept and neighbour")
+    parser.add_argument("--neighbours", type=int, default=2, help="how many, the last of their list")
+    parser.add_argument("--defences", default=None, help="names, with semicolons between")
     options = parser.parse_args()
     base, eye = Model.load("miniature", batch=32), Eye(options.pictures)
     told: dict[str, object] = {"q": options.q}
     names = options.concepts.split(",")[: 1 if options.quick else None]
-    defences = [one for one in options.defences.split(";") if not (options.quick and DEFENCES[one].iterations)]
+    defences = options.defences.split(";") if options.defences else list(QUICK if options.quick else DEFENCES)
     for number, name in enumerate(names):
         mask = Conceal(pruner=pruner(options.q)).mask(base, [concept_record(name)])
         pruned = mask.applied(base)
@@ -168,21 +172,23 @@ def main() -> None:
         print(f"\n{name}: {mask.count:,} entries pruned, {mask.share:.1%}; AUROC / precision at the true share\n")
         print(f"| defence | {' | '.join([*DETECTORS, 'again', 'missing', 'difference'])} | seconds |")
         print(f"|---|{'--:|' * (len(DETECTORS) + 4)}")
-        models = {"base": base}
+        models, best = {"base": base}, {}
         for defence in defences:
             started = time.perf_counter()
             models[defence] = concealing(DEFENCES[defence], base, name, mask)
             found = detected(models[defence], base, mask, seen)
+            best[defence] = most_precise(found)
             cells = " | ".join(f"{area:.2f} / {hits:.2f}" for area, hits in found.values())
             print(f"| {defence} | {cells} | {time.perf_counter() - started:.1f} |", flush=True)
             told[f"{name}, {defence}"] = found
         if eye.n:
-            neighbours = list(concept_record(name).neighbours[:2])
+            neighbours = list(concept_record(name).neighbours[-options.neighbours :])
             print("\n| concept | model | shown | neighbours |\n|---|---|--:|--:|")
             for label, model in models.items():
                 rates(label, name, model, eye, neighbours, told)
-                for way, revived in located(model, mask) if model is not base else ():
-                    rates(f"{label}, {way}", name, revived, eye, neighbours, told)
+                if label in best:
+                    back = revived(model, mask, best[label])
+                    rates(f"{label}, revived ({best[label]})", name, back, eye, neighbours, told)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(told, file, indent=1)
