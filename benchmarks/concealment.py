@@ -46,6 +46,7 @@ DEFENCES: dict[str, Conceal] = {
     "decoys": Conceal(fill="decoys"),
     "renoised": Conceal(fill="renoised"),
     "zero, trained": Conceal(fill="zero", iterations=100),
+    "formula 1.0, trained": Conceal(fill="formula", iterations=100),
     "levelled, trained": Conceal(fill="levelled", iterations=100),
 }
 QUICK = ("zero", "gaussian 0.01", "formula 1.0", "survivors", "levelled", "flipped")
