@@ -40,7 +40,8 @@ def detectability(w: ArrayLike, *, sigma_m: float, sigma_u: float, share: float)
     """
     if sigma_m < 0 or sigma_u <= 0 or not 0 < share < 1 or np.any(np.asarray(w) < 0):
         raise ValueError(
-            f"expected w >= 0, sigma_m >= 0, sigma_u > 0 and 0 < share < 1, got {w}, {sigma_m}, {sigma_u}, {share}"
+            "expected w >= 0, sigma_m >= 0, sigma_u > 0 and 0 < share < 1, "
+            f"got {np.min(w)}, {sigma_m}, {sigma_u}, {share}"
         )
     size = np.asarray(w, dtype=np.float64) / math.sqrt(2)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -79,7 +79,8 @@ def mantissa(weight: Tensor, inputs: Sequence[Tensor] = ()) -> Tensor:
     """
     ends = _trailing_zeros(weight.detach().float())
     counts = torch.bincount(ends.flatten(), minlength=BITS + 1).double()
-    return -(counts / ends.numel()).clamp(min=1e-12).log()[ends]
+    rarity: Tensor = -(counts / ends.numel()).clamp(min=1e-12).log()
+    return rarity[ends]
 
 
 def repeats(weight: Tensor, inputs: Sequence[Tensor] = ()) -> Tensor:
