@@ -105,8 +105,9 @@ def disagreement(weight: Tensor, inputs: Sequence[Tensor] = (), *, noise: float 
     units, unit_basis = torch.linalg.eigh(alike(inputs, like=scaled))
     inverse = 1 / (torch.outer(rows.clamp(min=0), units.clamp(min=0)) + noise)
     solved = row_basis @ (inverse * (row_basis.mT @ scaled @ unit_basis)) @ unit_basis.mT
-    precision = row_basis.square() @ inverse @ unit_basis.square().mT
-    return -2 * scaled * (precision * scaled - solved)
+    diagonal = row_basis.square() @ inverse @ unit_basis.square().mT
+    log_odds: Tensor = -2 * scaled * (diagonal * scaled - solved)
+    return log_odds
 
 
 DETECTORS: dict[Locate, Detector] = {
