@@ -39,6 +39,8 @@ CASES = {
     "advunlearn": (ADVERSARIAL, r"text_encoder\..*"),
     "advunlearn fast_at": (ADVERSARIAL | {"attack": "fast_at"}, r"text_encoder\..*"),
     "cad": ({"name": "cad", "ratio": 0.1, "steps": 2}, r"unet\..*\.ff\.net\.(0\.proj|2)\.weight"),
+    "conceal": ({"name": "conceal", "pruner": PRUNE}, FF2),
+    "conceal trained": ({"name": "conceal", "pruner": PRUNE, "fill": "levelled", "iterations": 2}, FF2),
     "concept_prune": (PRUNE, FF2),
     "concept_prune ff1": (PRUNE | {"layers": "ff1"}, r"unet\..*\.ff\.net\.0\.proj\.weight"),
     "concept_prune keys": (PRUNE | {"layers": "keys"}, r"unet\..*\.attn2\.to_k\.weight"),

@@ -12,7 +12,16 @@ SOURCE = Path(__file__).parent.parent / "src" / "palimpsest"
 ORDER = (
     ("errors", "records", "stats", "assets"),
     ("component", "concept_file", "model", "report"),
-    ("simplex", "closed_form", "completion", "inversion", "matrix_normal", "pruning"),
+    (
+        "simplex",
+        "closed_form",
+        "completion",
+        "concealment",
+        "detection",
+        "inversion",
+        "matrix_normal",
+        "pruning",
+    ),
     ("erasers", "attacks", "judges", "utility"),
     ("protocol", "pursuit", "inspection"),
     ("audit_file", "provenance"),
@@ -27,6 +36,7 @@ ORDER = (
 WITHIN_A_GROUP = {
     ("records", "errors"),  # a record that cannot be read is a user's error
     ("assets", "errors"),  # so is a shipped file that is damaged
+    ("detection", "matrix_normal"),  # whose covariance tells which signs turned
     ("matrix_normal", "completion"),  # both end in a Completion
     ("utility", "judges"),  # a measure is handed a judge
 }

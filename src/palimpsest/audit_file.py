@@ -129,7 +129,9 @@ def parse_spec(text: str) -> dict[str, Any]:
     if rest.startswith("="):
         return {"name": name, "path": rest[1:]}
     settings = {}
-    for setting in re.split(r",(?![^\[]*\])", rest[1:]) if rest else []:  # a comma in brackets is part of a list
+    for setting in (
+        re.split(r",(?![^\[{]*[\]}])", rest[1:]) if rest else []
+    ):  # a comma in brackets is part of a list or table
         key, equals, value = (piece.strip() for piece in setting.partition("="))
         if not key or not equals:
             raise BadAudit(f"expected name:setting=value,..., got {text!r}")

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from palimpsest.attacks.base import Attack, GivesUp, Need
 from palimpsest.completion import Completion, Form, complete
+from palimpsest.detection import DETECTORS, Locate
 from palimpsest.errors import BadSetting
 from palimpsest.matrix_normal import complete_normal
 from palimpsest.model import Model
+from palimpsest.pruning import largest
 from palimpsest.records import Concept
 
 Sizes = Literal["max", "mean", "sample", "draw", "recovered"]
@@ -31,6 +33,9 @@ class Revive(Attack):
     (neuron-max scaling). The rest of P stays zero. Needs no prompt, picture, gradient or original. The rivals of the
     paper are ``magnitude`` and ``recovery``. ``matrix_normal`` is not the paper's: it finds more signs, and in the few
     pictures of the miniature that were drawn with it the concept was not shown more often.
+
+    Where zeros were filled (``conceal``), ``locate`` says what takes their place: P are then the floor(``share`` *
+    size) entries of each matrix that a detector of ``palimpsest.detection`` scores highest.
     """
 
     name = "revive"
@@ -51,8 +56,15 @@ class Revive(Attack):
     natural: float = 1e-4
     """Share of zeros up to which nothing is taken as pruned: in half precision a few weights are rounded to zero."""
 
+    locate: Locate = "zeros"
+    """``zeros``: the exact ones, as the paper has it; else by which detector."""
+    share: float = 0.02
+    """Of a matrix's entries, those taken as pruned where it is not by zeros."""
+
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
+        if not 0 < self.share < 1:
+            raise BadSetting(f"{self.name}: expected 0 < share < 1, got {self.share}")
         if not 0 < self.keep <= 1:
             raise BadSetting(f"{self.name}: expected 0 < keep <= 1, got {self.keep}")
         if not 0 <= self.natural < 1:
@@ -78,7 +90,10 @@ class Revive(Attack):
 
     def pruned(self, victim: Model, base: Model | None, name: str) -> Tensor:
         """(out, in) bool: what is taken as pruned."""
-        return victim.weights()[name].detach() == 0
+        weight = victim.weights()[name].detach()
+        if self.locate == "zeros":
+            return weight == 0
+        return largest(DETECTORS[self.locate](weight, leading_in(victim, name)), self.share, per="matrix")
 
     def pruned_layers(self, victim: Model, base: Model | None) -> list[str]:
         """The second linears in which something is taken as pruned; raises ``GivesUp`` if that is too little."""
@@ -91,6 +106,8 @@ class Revive(Attack):
 
     def nothing(self, found: int, where: str) -> str:
         """Why there is nothing to do, where ``found`` entries are no more than nature makes."""
+        if self.locate != "zeros":
+            return f"nothing to revive: a share of {self.share} takes {found} entries in {where}"
         return f"nothing to revive: no exact zeros beyond {found} natural ones in {where}"
 
     def recovered(self, victim: Model, name: str, pruned: Tensor, *, random: torch.Generator) -> Completion:

@@ -28,8 +28,8 @@ class ReviveChanged(Revive):
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
         super().__post_init__()
-        if not 0 < self.share < 1:
-            raise BadSetting(f"{self.name}: expected 0 < share < 1, got {self.share}")
+        if self.locate != "zeros":
+            raise BadSetting(f"{self.name}: expected no locate, for the base tells the places, got {self.locate!r}")
 
     def pruned(self, victim: Model, base: Model | None, name: str) -> Tensor:
         """(out, in) bool: the floor(share * size) entries that differ most from the base, none that does not."""

@@ -5,6 +5,7 @@ from palimpsest.erasers.advunlearn import AdvUnlearn
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.cad import Cad
 from palimpsest.erasers.checkpoint import Checkpoint
+from palimpsest.erasers.conceal import Conceal
 from palimpsest.erasers.concept_prune import ConceptPrune
 from palimpsest.erasers.esd import Esd
 from palimpsest.erasers.fia import Fia
@@ -27,6 +28,7 @@ __all__ = [
     "AdvUnlearn",
     "Cad",
     "Checkpoint",
+    "Conceal",
     "ConceptPrune",
     "Eraser",
     "Esd",
@@ -51,6 +53,7 @@ ERASERS: tuple[type[Eraser], ...] = (
     Ac,
     AdvUnlearn,
     Cad,
+    Conceal,
     ConceptPrune,
     Esd,
     Fia,
