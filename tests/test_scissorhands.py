@@ -146,7 +146,7 @@ MUTATIONS = ["the other form", "the other beginning", "zeroed", "the other salie
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-@pytest.mark.parametrize("form", ["ascent", "pseudo"])
+@pytest.mark.parametrize("form", ["ascent", pytest.param("pseudo", marks=pytest.mark.slow)])
 def test_another_method_does_not_pass(model, form, mutation):
     found = erased(model, form=form).weights()[f"unet.{SELF}"]
     assert (found - Loop(model=model, form=form, mutation=mutation).run()).abs().max() > 10 * CLOSE
