@@ -4,7 +4,7 @@
 
 It runs the shipped audit ``erasers``, in whose file the settings for the miniature stand; the same command goes on
 where it was stopped. Rates are pooled over the concepts. ``--plot`` draws the worst rate against the neighbours kept,
-as a PNG (needs the extra ``plots``). ``--quick`` takes two goals of one concept and two erasers, and is no result.
+as a PNG (needs the extra ``plots``). ``--quick`` takes one goal of one concept and one eraser, and is no result.
 """
 
 import argparse
@@ -23,7 +23,10 @@ from safetensors import safe_open
 from palimpsest.run import Run
 from palimpsest.stats import wilson
 
-QUICK = "--goals 2 --batch 4 --budget quick --concept church --eraser nothing --eraser uce --eraser rece".split()
+QUICK = (
+    "--goals 1 --batch 4 --budget quick --concept alice --eraser nothing --eraser uce "
+    "--measure neighbours --measure clip_score"
+).split()
 ATTACKS = ("direct", "random_prefix", "unlearn_diff")
 MEASURES = ("neighbours", "clip_score", "kid")
 
@@ -118,7 +121,10 @@ def table(found: Sequence[Row]) -> Table:
             won, n = row.shown.get(attack, (0, 0))
             low, high = wilson(won, n) if n else (0.0, 0.0)
             rates.append(f"{won}/{n} ({low:.0%}-{high:.0%})" if n else "")
-        values = [f"{row.measured[name]:{form}}" for name, form in zip(MEASURES, (".0%", ".1f", ".2f"), strict=True)]
+        values = [
+            f"{row.measured[name]:{form}}" if name in row.measured else ""
+            for name, form in zip(MEASURES, (".0%", ".1f", ".2f"), strict=True)
+        ]
         cost = [f"{row.seconds:.1f}", f"{row.passes:,}", f"{row.peak / 2**20:,.0f}"] if row.peak else ["", "", ""]
         drawn.add_row(row.eraser.partition("(")[0], *rates, *values, *cost, "Pareto" if row in best else "")
     return drawn

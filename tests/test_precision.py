@@ -37,7 +37,7 @@ def test_networks_compute_in_the_precision_asked_for(
         assert layer(data).dtype == dtype
 
 
-@pytest.mark.parametrize("name", ["quick", "standard"])
+@pytest.mark.parametrize("name", ["quick", "standard", "erasers"])
 def test_the_shipped_audits_take_what_is_fastest_here_and_say_what_that_was(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
