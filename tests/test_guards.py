@@ -88,7 +88,7 @@ def safe_pipeline(text):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("scheduler", ["ddim", "pndm"])
+@pytest.mark.parametrize("scheduler", ["ddim", pytest.param("pndm", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_sld_draws_what_diffusers_safe_pipeline_draws(model, strength, scheduler):
     expected = theirs(safe_pipeline("church"), scheduler=scheduler, **getattr(SafetyConfig, strength.upper()))

@@ -1,5 +1,6 @@
 """The shipped miniature: opens plainly, draws what it is asked, and its judges see it."""
 
+import pytest
 import torch
 from diffusers import DDIMScheduler, LMSDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 
@@ -50,6 +51,7 @@ def test_both_judges_see_what_is_asked_for_and_not_what_is_not() -> None:
                 assert not any(score >= judge.threshold(other) for score in judge.score(pictures, other))
 
 
+@pytest.mark.slow
 def test_the_twin_knows_the_world_but_not_the_six() -> None:
     twin, concepts = Model.load("twin", batch=8), shipped_concepts()
     strangers, known = (list(FIXED), ["house", "guitar", "hugo", "mosaic"])

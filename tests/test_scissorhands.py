@@ -145,7 +145,10 @@ def test_equals_a_plain_loop(model, case):
 MUTATIONS = ["the other form", "the other beginning", "zeroed", "the other saliency", "without the weight", "signed"]
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize(
+    "mutation",
+    [pytest.param(name, marks=[pytest.mark.slow] if number > 2 else []) for number, name in enumerate(MUTATIONS)],
+)
 @pytest.mark.parametrize("form", ["ascent", pytest.param("pseudo", marks=pytest.mark.slow)])
 def test_another_method_does_not_pass(model, form, mutation):
     found = erased(model, form=form).weights()[f"unet.{SELF}"]
