@@ -26,7 +26,6 @@ SETTINGS = {
     "attack_lr": 0.3,
     "retain": RETAINED,
     "retain_batch": 2,
-    "neighbours": False,
 }
 WEIGHTS = ("embeddings.token_embedding.weight", "encoder.layers.0.mlp.fc1.weight", "final_layer_norm.weight")
 CLOSE = 1e-6
@@ -185,10 +184,11 @@ def test_stopped_amid_the_attacks_it_goes_on_to_the_same_weights(model, tmp_path
 
 def test_the_paper_retains_cocos_objects_but_what_names_the_concept():
     assert len(set(COCO)) == 80
-    prompts = AdvUnlearn()._retained([concept("dog", synonyms=("cat",), neighbours=("fish",))])
-    assert len(prompts) == 80 - 3 + 1  # dog, hot dog, cat; and the neighbour
+    dog = concept("dog", synonyms=("cat",), neighbours=("fish",))
+    prompts = AdvUnlearn()._retained([dog])
+    assert len(prompts) == 80 - 3  # dog, hot dog, cat
     assert not {"a photo of a dog", "a photo of a hot dog", "a photo of a cat"} & set(prompts)
-    assert "fish" in prompts
+    assert AdvUnlearn(neighbours=True)._retained([dog]) == [*prompts, "fish"]
 
 
 @pytest.mark.parametrize("retain", [(), ("a church", "a chapel by the sea")])

@@ -79,7 +79,7 @@ class AdvUnlearn(Eraser):
     retain: tuple[str, ...] | None = None
     """Retained prompts; None: a photo of each of COCO's objects. Those that name the concept are left out (which the
     authors leave to a language model)."""
-    neighbours: bool = True
+    neighbours: bool = False
     """Retain the concepts' neighbours as well, by their names; the paper does not."""
     every: int = 0
     """Iterations between the stages that are kept for persistence curves; 0: the end alone."""
