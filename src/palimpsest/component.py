@@ -39,6 +39,13 @@ class Component:
         ]
         return f"{self.name}({','.join(changed)})" if changed else self.name
 
+    def require_least(self, **bounds: float) -> None:
+        """Raises ``BadSetting`` for a setting below its bound; one that is None is left to the part."""
+        for setting, bound in bounds.items():
+            value = getattr(self, setting)
+            if value is not None and value < bound:
+                raise BadSetting(f"{self.name}: expected {setting} >= {bound}, got {value}")
+
 
 PartT = TypeVar("PartT", bound=Component)
 

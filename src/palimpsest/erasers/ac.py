@@ -86,11 +86,7 @@ class Ac(Eraser):
 
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
-        least = {"lr": 0, "iterations": 1, "batch": 1, "pictures": 1, "prior": 0, "steps": 1, "every": 0}
-        for setting, bound in least.items():
-            value = getattr(self, setting)
-            if value is not None and value < bound:
-                raise BadSetting(f"{self.name}: expected {setting} >= {bound}, got {value}")
+        self.require_least(lr=0, iterations=1, batch=1, pictures=1, prior=0, steps=1, every=0)
         if self.norm <= 0:
             raise BadSetting(f"{self.name}: expected norm > 0, got {self.norm}")
 

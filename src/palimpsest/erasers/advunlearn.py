@@ -86,12 +86,8 @@ class AdvUnlearn(Eraser):
 
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
-        least = {"iterations": 1, "batch": 1, "steps": 1, "k": 1, "retain_batch": 1}
-        for setting in ("lr", "warm_up", "attack_steps", "attack_lr", "w", "every", *least):
-            if getattr(self, setting) < least.get(setting, 0):
-                raise BadSetting(
-                    f"{self.name}: expected {setting} >= {least.get(setting, 0)}, got {getattr(self, setting)}"
-                )
+        self.require_least(lr=0, warm_up=0, attack_steps=0, attack_lr=0, w=0, every=0)
+        self.require_least(iterations=1, batch=1, steps=1, k=1, retain_batch=1)
 
     def stages(
         self, model: Model, concepts: Sequence[Concept], *, random: torch.Generator

@@ -76,12 +76,7 @@ class Conceal(Eraser):
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
         build("pruning eraser", PRUNERS, self.pruner)
-        for setting, least in (("sigma", 0), ("times", 1), ("ratio", 0), ("rank", 1), ("iterations", 0), ("lr", 0)):
-            if getattr(self, setting) < least:
-                raise BadSetting(f"{self.name}: expected {setting} >= {least}, got {getattr(self, setting)}")
-        for setting in ("batch", "pictures"):
-            if getattr(self, setting) < 1:
-                raise BadSetting(f"{self.name}: expected {setting} >= 1, got {getattr(self, setting)}")
+        self.require_least(sigma=0, times=1, ratio=0, rank=1, iterations=0, lr=0, batch=1, pictures=1)
 
     def stages(
         self, model: Model, concepts: Sequence[Concept], *, random: torch.Generator

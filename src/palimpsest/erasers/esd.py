@@ -11,7 +11,6 @@ from torch.nn import functional
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.fitting import Fit
 from palimpsest.erasers.negative_guidance import below, point, predictions
-from palimpsest.errors import BadSetting
 from palimpsest.model import Model, Text
 from palimpsest.records import Concept
 
@@ -97,10 +96,7 @@ class Esd(Eraser):
 
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
-        for setting, least in (("iterations", 1), ("lr", 0), ("batch", 1), ("steps", 1), ("every", 0)):
-            value = getattr(self, setting)
-            if value is not None and value < least:
-                raise BadSetting(f"{self.name}: expected {setting} >= {least}, got {value}")
+        self.require_least(iterations=1, lr=0, batch=1, steps=1, every=0)
 
     def stages(
         self, model: Model, concepts: Sequence[Concept], *, random: torch.Generator

@@ -84,11 +84,8 @@ class Fmn(Eraser):
 
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
-        least = {"lr": 0, "inversion_lr": 0, "inversion": 0, "every": 0}
-        least |= dict.fromkeys(("words", "iterations", "batch", "pictures", "steps"), 1)
-        for setting, bound in least.items():
-            if getattr(self, setting) < bound:
-                raise BadSetting(f"{self.name}: expected {setting} >= {bound}, got {getattr(self, setting)}")
+        self.require_least(lr=0, inversion_lr=0, inversion=0, every=0)
+        self.require_least(words=1, iterations=1, batch=1, pictures=1, steps=1)
         if self.norm <= 0:
             raise BadSetting(f"{self.name}: expected norm > 0, got {self.norm}")
         if self.prompt is not None and "{}" not in self.prompt:

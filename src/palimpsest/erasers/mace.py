@@ -121,13 +121,7 @@ class Mace(Eraser):
 
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
-        for setting, least in (("iterations", 1), ("lr", 0), ("lam", 0), ("preserve", 0), ("domain", 0)):
-            value = getattr(self, setting)
-            if value is not None and value < least:
-                raise BadSetting(f"{self.name}: expected {setting} >= {least}, got {value}")
-        for setting in ("rank", "pictures", "steps"):
-            if getattr(self, setting) < 1:
-                raise BadSetting(f"{self.name}: expected {setting} >= 1, got {getattr(self, setting)}")
+        self.require_least(iterations=1, lr=0, lam=0, preserve=0, domain=0, rank=1, pictures=1, steps=1)
         if not 0 <= self.threshold < 1:
             raise BadSetting(f"{self.name}: expected 0 <= threshold < 1, got {self.threshold}")
 

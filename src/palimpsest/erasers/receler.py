@@ -75,12 +75,8 @@ class Receler(Eraser):
 
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
-        least = dict.fromkeys(("iterations", "hidden", "batch", "steps", "soft"), 1)
-        for setting in ("lr", "w", "attack_steps", "attack_lr", "attack_decay", "every", *least):
-            if getattr(self, setting) < least.get(setting, 0):
-                raise BadSetting(
-                    f"{self.name}: expected {setting} >= {least.get(setting, 0)}, got {getattr(self, setting)}"
-                )
+        self.require_least(lr=0, w=0, attack_steps=0, attack_lr=0, attack_decay=0, every=0)
+        self.require_least(iterations=1, hidden=1, batch=1, steps=1, soft=1)
         if not 0 <= self.threshold <= 1:
             raise BadSetting(f"{self.name}: expected threshold from 0 to 1, got {self.threshold}")
 

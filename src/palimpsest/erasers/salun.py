@@ -87,11 +87,7 @@ class Salun(Eraser):
         """Refuses a setting that is out of range."""
         if not 0 < self.share <= 1:
             raise BadSetting(f"{self.name}: expected 0 < share <= 1, got {self.share}")
-        least = {"scale": 0, "alpha": 0, "epochs": 1, "lr": 0, "batch": 1, "pictures": 1, "steps": 1, "every": 0}
-        for setting, bound in least.items():
-            value = getattr(self, setting)
-            if value is not None and value < bound:
-                raise BadSetting(f"{self.name}: expected {setting} >= {bound}, got {value}")
+        self.require_least(scale=0, alpha=0, epochs=1, lr=0, batch=1, pictures=1, steps=1, every=0)
 
     def stages(
         self, model: Model, concepts: Sequence[Concept], *, random: torch.Generator

@@ -106,11 +106,7 @@ class Scissorhands(Eraser):
         """Refuses a setting that is out of range."""
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise BadSetting(f"{self.name}: expected 0 <= sparsity < 1, got {self.sparsity}")
-        least = dict.fromkeys(("saliency", "epochs", "batch", "pictures", "steps"), 1) | {"lam": 0, "lr": 0, "every": 0}
-        for setting, bound in least.items():
-            value = getattr(self, setting)
-            if value is not None and value < bound:
-                raise BadSetting(f"{self.name}: expected {setting} >= {bound}, got {value}")
+        self.require_least(saliency=1, epochs=1, batch=1, pictures=1, steps=1, lam=0, lr=0, every=0)
 
     def stages(
         self, model: Model, concepts: Sequence[Concept], *, random: torch.Generator

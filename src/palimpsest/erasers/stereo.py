@@ -105,12 +105,8 @@ class Stereo(Eraser):
 
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
-        least = dict.fromkeys(("rounds", "iterations", "batch", "steps", "inversions", "inversion_batch", "vectors"), 1)
-        for setting in ("search_lr", "lr", "inversion_lr", "pictures", "every", *least):
-            if getattr(self, setting) < least.get(setting, 0):
-                raise BadSetting(
-                    f"{self.name}: expected {setting} >= {least.get(setting, 0)}, got {getattr(self, setting)}"
-                )
+        self.require_least(search_lr=0, lr=0, inversion_lr=0, pictures=0, every=0)
+        self.require_least(rounds=1, iterations=1, batch=1, steps=1, inversions=1, inversion_batch=1, vectors=1)
         if self.pictures < self.rounds:
             raise BadSetting(f"{self.name}: expected pictures >= rounds ({self.rounds}), got {self.pictures}")
 
