@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.fitting import Fit
-from palimpsest.erasers.negative_guidance import below, done, point, predictions, require_words
+from palimpsest.erasers.negative_guidance import below, done, point, predictions
+from palimpsest.erasers.words import require_words
 from palimpsest.errors import BadSetting
 from palimpsest.inversion import Blanked
 from palimpsest.model import Model, Text

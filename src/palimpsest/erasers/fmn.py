@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from palimpsest.erasers.attention_maps import CROSS_ATTENTION
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.examples import Examples, Pair, draw
 from palimpsest.erasers.fitting import Fit
@@ -20,7 +21,6 @@ from palimpsest.records import Concept, Kind
 Variant = Literal["full", "attn2"]
 
 PATTERNS: dict[Variant, str] = {"full": r"unet\..*", "attn2": r"unet\..*\.attn2\..*"}
-ATTENTION = r"unet\..*\.attn2"
 PROMPTS: dict[Kind, str] = {"style": "a photo in the style of {}"}
 """Where the concept's prompt is not "a photo of {}"."""
 
@@ -116,7 +116,7 @@ class Fmn(Eraser):
     def _looks(self, student: Model, sight: Sight, random: torch.Generator) -> Tensor:
         """The loss on a batch of one concept's pictures."""
         at = sight.examples.drawn(student, self.batch, random)
-        with student.watch(ATTENTION, maps=True, keep=lambda maps: maps[..., sight.positions]) as seen:
+        with student.watch(CROSS_ATTENTION, maps=True, keep=lambda maps: maps[..., sight.positions]) as seen:
             student.predict_noise(at.latents, at.steps, sight.text.repeat(self.batch))
         # The backward begins at the maps, where the answer's own count does not see it.
         student.count(backwards=self.batch)

@@ -12,7 +12,7 @@ from palimpsest.closed_form import solved
 from palimpsest.erasers.attention_maps import attended, located, maps
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.fitting import Fit, kept
-from palimpsest.erasers.prompts import Pair, Prompt, fitting, paired, prompts
+from palimpsest.erasers.prompts import Counterparts, Prompt, fitting, paired, prompts
 from palimpsest.erasers.text_states import WEIGHTS, check_anchors, states, turned
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model, Sampling, Text
@@ -194,7 +194,7 @@ class Mace(Eraser):
 
     # 1. Refinement ----------------------------------------------------------------------------------------------------
 
-    def _refinement(self, pairs: Sequence[Sequence[Pair]], penalty: Tensor) -> Tensor:
+    def _refinement(self, pairs: Sequence[Sequence[Counterparts]], penalty: Tensor) -> Tensor:
         """(width, width) D: W' = W + W D."""
         gram, pull = penalty.clone(), torch.zeros_like(penalty)
         for pair in (pair for each in pairs for pair in each):
@@ -263,7 +263,11 @@ class Mace(Eraser):
     # 3. Fusion --------------------------------------------------------------------------------------------------------
 
     def _fused(
-        self, refined: Model, tuned: Sequence[dict[str, Tensor]], pairs: Sequence[Sequence[Pair]], penalty: Tensor
+        self,
+        refined: Model,
+        tuned: Sequence[dict[str, Tensor]],
+        pairs: Sequence[Sequence[Counterparts]],
+        penalty: Tensor,
     ) -> Model:
         grams = [torch.stack([pair.states.mT @ pair.states for pair in each]).sum(0) for each in pairs]
         total = torch.stack([penalty, *grams]).sum(0)

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from palimpsest.errors import BadSetting
 from palimpsest.model import Model, Sampling, Text
-from palimpsest.records import Concept
 
 
 def point(
@@ -47,16 +45,3 @@ def done(optimiser: torch.optim.Optimizer) -> int:
     """Iterations that an Adam has behind it: it alone is kept together with the weights."""
     known = [optimiser.state.get(weight, {}) for group in optimiser.param_groups for weight in group["params"]]
     return max((int(state["step"]) for state in known if state), default=0)
-
-
-def require_words(eraser: str, model: Model, concepts: Sequence[Concept]) -> None:
-    """Raises ``BadSetting`` for a concept whose name is no word to the model."""
-    for concept in concepts:
-        if not words(model, concept.name):
-            raise BadSetting(f"{eraser}: expected a concept whose name has a token, got {concept.name!r}")
-
-
-def words(model: Model, prompt: str) -> list[int]:
-    """The prompt's tokens in the context, without start, end and padding."""
-    ids: list[int] = model.tokens(prompt).tolist()
-    return ids[1 : ids.index(model.end_token, 1)]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.text_states import states
+from palimpsest.erasers.words import words
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model
 from palimpsest.records import Kind
@@ -42,11 +43,11 @@ class Prompt(NamedTuple):
 
     def place(self, model: Model) -> range:
         """The positions of the name's tokens in the context."""
-        before, name = (len(_words(model, text)) for text in (self.before, self.name))
+        before, name = (len(words(model, text)) for text in (self.before, self.name))
         return range(1 + before, 1 + before + name)
 
 
-class Pair(NamedTuple):
+class Counterparts(NamedTuple):
     """A prompt with a concept, and the states at its other tokens beside those with the anchor in its place."""
 
     states: Tensor
@@ -78,7 +79,7 @@ def fitting(eraser: Eraser, model: Model, kind: Kind, name: str, anchor: str) ->
     return fit
 
 
-def paired(model: Model, both: Sequence[tuple[Prompt, Prompt]]) -> list[Pair]:
+def paired(model: Model, both: Sequence[tuple[Prompt, Prompt]]) -> list[Counterparts]:
     """The text states of prompts with a concept and of the same with its anchor."""
     ours, theirs = (list(states(model, [pair[side].text for pair in both])) for side in (0, 1))
     return [
@@ -87,13 +88,10 @@ def paired(model: Model, both: Sequence[tuple[Prompt, Prompt]]) -> list[Pair]:
     ]
 
 
-def _paired(given: Tensor, anchored: Tensor, *, own: range, its: range) -> Pair:
+def _paired(given: Tensor, anchored: Tensor, *, own: range, its: range) -> Counterparts:
     length = len(given) - max(own.stop, its.stop)
     # Up to the name the two prompts are one; behind it the words stand where they were pushed to.
     before, rest, its_rest = (slice(0, own.start), *(slice(at.stop, at.stop + length) for at in (own, its)))
-    return Pair(given, torch.cat([given[before], given[rest]]), torch.cat([anchored[before], anchored[its_rest]]))
-
-
-def _words(model: Model, text: str) -> list[int]:
-    tokens: list[int] = model.tokens(text).tolist()
-    return tokens[1 : tokens.index(model.end_token, 1)]
+    return Counterparts(
+        given, torch.cat([given[before], given[rest]]), torch.cat([anchored[before], anchored[its_rest]])
+    )

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from palimpsest.erasers.attention_maps import CROSS_ATTENTION
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.fitting import Fit
-from palimpsest.erasers.negative_guidance import below, point, predictions, require_words, words
+from palimpsest.erasers.negative_guidance import below, point, predictions
+from palimpsest.erasers.words import require_words, words
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model, Text
 from palimpsest.model.adapters import WEIGHTS, additions, fresh
 from palimpsest.records import Concept
 
-ATTENTION = r"unet\..*\.attn2"
 MAP = 16 * 16
 """Positions of the attention maps that show where a concept is."""
 TINY = 1e-9
@@ -99,7 +100,7 @@ class Receler(Eraser):
             text, name = texts[which], names[which]
             rows = text.repeat(self.batch)
             latents, times = point(student, rows, random, steps=self.steps, guidance=self.guidance, within=True)
-            with model.watch(ATTENTION, maps=True) as seen:
+            with model.watch(CROSS_ATTENTION, maps=True) as seen:
                 without, given = predictions(model, latents, times, [null, text])
 
             def said(tokens: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
-"""The embeddings of single words as what an eraser trains."""
+"""The words of a prompt, and their embeddings as what an eraser trains."""
 
+from collections.abc import Sequence
 from re import escape
 
 import torch
 
 from palimpsest.erasers.gradients import let_through
+from palimpsest.errors import BadSetting
 from palimpsest.model import Model
 from palimpsest.pruning import Mask
+from palimpsest.records import Concept
 
 
 def learning_words(model: Model, words: set[int]) -> Model:
@@ -18,3 +21,16 @@ def learning_words(model: Model, words: set[int]) -> Model:
     marks[sorted(words)] = True
     let_through(student, Mask({name: marks}))
     return student
+
+
+def require_words(eraser: str, model: Model, concepts: Sequence[Concept]) -> None:
+    """Raises ``BadSetting`` for a concept whose name is no word to the model."""
+    for concept in concepts:
+        if not words(model, concept.name):
+            raise BadSetting(f"{eraser}: expected a concept whose name has a token, got {concept.name!r}")
+
+
+def words(model: Model, prompt: str) -> list[int]:
+    """The prompt's tokens in the context, without start, end and padding."""
+    ids: list[int] = model.tokens(prompt).tolist()
+    return ids[1 : ids.index(model.end_token, 1)]
