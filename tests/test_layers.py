@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "palimpsest"
 
 ORDER = (
-    ("errors", "records", "stats", "assets"),
+    ("errors", "records", "stats", "assets", "memory"),
     ("component", "concept_file", "model", "report"),
     (
         "simplex",

@@ -2,9 +2,7 @@
 
 import json
 import re
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,6 +20,7 @@ from palimpsest.erasers.fitting import Diverged, Progress, training_in
 from palimpsest.erasers.nothing import Nothing
 from palimpsest.errors import BadModel, BadRun, BadSetting, writing
 from palimpsest.jobs import Job
+from palimpsest.memory import forget_peak, peak
 from palimpsest.model import Model
 from palimpsest.model.layouts import to_low_rank
 from palimpsest.protocol import derived_seed
@@ -43,7 +42,7 @@ def erased(
     """The job's model: from the run's folder, from the package (unless ``retrain``), or else erased now.
 
     ``progress`` is told of each iteration. The file says what it cost: seconds, passes, and the peak of memory in bytes
-    (on a CPU that of the whole process so far).
+    (on a CPU the whole process's, the base among it).
     """
     if _is_quick(job):
         return _erase(job, base, seed)
@@ -53,6 +52,7 @@ def erased(
         changed = load_file(_shipped(name))
         store.keep_weights(name, changed, about | {"made": "shipped with the package"})
     if changed is None:
+        forget_peak(base.device)
         before, began = base.meter, time.perf_counter()
         with training_in(store.training(name), progress=progress):
             model = _erase(job, base, seed)
@@ -60,7 +60,7 @@ def erased(
         cost = {
             "seconds": f"{time.perf_counter() - began:.1f}",
             "passes": str((base.meter - before).passes),
-            "peak_memory": str(_peak_memory(base)),
+            "peak_memory": str(peak(base.device)),
         }
         store.keep_weights(name, changed, about | {"made": "in this run"} | cost)
         shutil.rmtree(store.training(name), ignore_errors=True)
@@ -131,14 +131,6 @@ def _save(out: Path, model: Model, base: Model, *, lora: bool) -> None:
             if part.is_dir():
                 shutil.rmtree(part)
             part.unlink(missing_ok=True)
-
-
-def _peak_memory(model: Model) -> int:
-    """Bytes."""
-    if model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(model.device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def difference(model: Model, base: Model) -> dict[str, Tensor]:
