@@ -2,8 +2,8 @@
 
     python benchmarks/erasers.py [--quick] [--json FILE] [--plot FILE] [--out DIR] [--jobs N] [--dry-run]
 
-It runs the shipped audit ``erasers``, in whose file the settings for the miniature stand, concept by concept, as many at
-once as ``--jobs`` says, with an equal share of the cores; the same command goes on where it was stopped. Rates are
+It runs the shipped audit ``erasers``, in whose file the settings for the miniature stand, concept by concept, as many
+at once as ``--jobs`` says, with an equal share of the cores; the same command goes on where it was stopped. Rates are
 pooled over the concepts. ``--plot`` draws the worst rate against the neighbours kept, as a PNG (needs the extra
 ``plots``). ``--dry-run`` only predicts. ``--quick`` takes one goal of one concept and one eraser, and is no result.
 """
