@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from cases import concept
-from palimpsest.erasers import Esd
+from palimpsest.erasers import Esd, fitting
 from palimpsest.erasers.esd import FORMS
+from palimpsest.erasers.fitting import training_in
 from palimpsest.errors import BadSetting
 from tiny import tiny_model
 
@@ -167,6 +168,35 @@ def test_the_student_learns_the_target():
         after = student.predict_noise(x, t, church)
     before_error, after_error = ((given - target) ** 2).mean(), ((after - target) ** 2).mean()
     assert after_error < 0.5 * before_error
+
+
+@pytest.mark.parametrize("form", ["2023", "2024"])
+def test_stopped_it_goes_on_to_the_same_weights(model, form, tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def stop(phase, done, of):
+        if done == 2:
+            raise Stopped
+
+    monkeypatch.setattr(fitting, "KEPT_AFTER", 0.0)
+    with pytest.raises(Stopped), training_in(tmp_path, progress=stop):
+        erased(model, (CHURCH, VAN_GOGH), form=form)
+    with training_in(tmp_path):
+        resumed = erased(model, (CHURCH, VAN_GOGH), form=form)
+    assert resumed.fingerprint == erased(model, (CHURCH, VAN_GOGH), form=form).fingerprint
+
+
+def test_what_hangs_on_the_original_alone_is_asked_beforehand(model):
+    """Of the 2024 form one forward an iteration is left: the student's."""
+    several = tiny_model(dtype=torch.float64, batch=4)
+    sizes = []
+    hook = several.unet.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    erased(several, form="2024", iterations=8)
+    hook.remove()
+    assert max(sizes) == 2 * several.batch
+    weights = [erased(one, form="2024").weights()[KEYS] for one in (model, several)]
+    torch.testing.assert_close(*weights, atol=CLOSE, rtol=0)
 
 
 def test_stages_lead_to_what_erase_gives(model):

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.fitting import Fit
-from palimpsest.erasers.negative_guidance import below, done, point, predictions
+from palimpsest.erasers.negative_guidance import below, done, point, points, predictions
 from palimpsest.erasers.words import require_words
 from palimpsest.errors import BadSetting
 from palimpsest.inversion import Blanked
@@ -112,7 +112,8 @@ class AdvUnlearn(Eraser):
                 words = self._attacked(model, student, prompts[which], text=text, random=random)
                 asked = prompts[which].encode(student, words)
             kept = [retained[place] for place in torch.randperm(len(retained), generator=random)[: self.retain_batch]]
-            latents, steps = self._point(model, Text.join([text.repeat(self.batch), model.remembered(kept)]), random)
+            rows = Text.join([text.repeat(self.batch), model.remembered(kept)])
+            latents, steps = point(model, rows, random, steps=self.steps, guidance=self.guidance, within=True)
             both = Text.join([asked.repeat(self.batch), student.embed(kept)])
             found, held = student.predict_noise(latents, steps, both).split([self.batch, len(kept)])
             n = self.batch
@@ -146,9 +147,6 @@ class AdvUnlearn(Eraser):
             raise BadSetting(f"{self.name}: expected prompts to retain that do not name the concept, got none")
         return found
 
-    def _point(self, model: Model, text: Text, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        return point(model, text, random, steps=self.steps, guidance=self.guidance, within=True)
-
     def _attacked(
         self, model: Model, student: Model, prompt: Blanked, *, text: Text, random: torch.Generator
     ) -> Tensor:
@@ -156,9 +154,10 @@ class AdvUnlearn(Eraser):
         drawn = torch.randint(len(model.vocabulary), (self.k,), generator=random)
         words = model.vocabulary[drawn.to(model.device)].clone().requires_grad_()
         optimiser = torch.optim.Adam([words], lr=self.attack_lr)
-        for _ in range(self.attack_steps):
-            latents, steps = self._point(model, text.repeat(self.batch), random)
-            (wanted,) = predictions(model, latents, steps, [text])
+        rows = [text.repeat(self.batch)] * self.attack_steps
+        walked = points(model, rows, random, steps=self.steps, guidance=self.guidance, within=True)
+        (told,) = predictions(model, *map(torch.cat, walked), [text])
+        for latents, steps, wanted in zip(*walked, told.split(self.batch), strict=True):
             found = student.predict_noise(latents, steps, prompt.encode(student, words).repeat(self.batch))
             (words.grad,) = torch.autograd.grad(functional.mse_loss(found, wanted), words)
             if self.attack == "pgd":

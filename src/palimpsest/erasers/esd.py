@@ -1,6 +1,6 @@
 """ESD, Erased Stable Diffusion: fine-tuning towards the opposite of the concept's own guidance."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.erasers.base import Eraser
-from palimpsest.erasers.fitting import Fit
-from palimpsest.erasers.negative_guidance import below, point, predictions
+from palimpsest.erasers.fitting import Fit, kept
+from palimpsest.erasers.negative_guidance import below, done, point, points, predictions
 from palimpsest.model import Model, Text
 from palimpsest.records import Concept
 
@@ -51,6 +51,15 @@ FORMS: dict[str, Defaults] = {
         },
     ),
 }
+
+
+class Lesson(NamedTuple):
+    """What one iteration is about."""
+
+    which: int
+    latents: Tensor
+    steps: Tensor
+    target: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +119,16 @@ class Esd(Eraser):
             null = model.embed([""])
             texts = [model.embed([name]) for name in self._names(concepts)]
 
+        ahead = self._ahead(model, texts, null, iterations, random) if self.form == "2024" else None
+
         def loss() -> Tensor:
-            text = texts[below(len(texts), random)]
-            latents, steps = self._point(student if self.form == "2023" else model, text, random)
-            target = self._target(model, latents, steps, text=text, null=null)
-            return functional.mse_loss(student.predict_noise(latents, steps, text.repeat(self.batch)), target)
+            if ahead is None:
+                which = below(len(texts), random)
+                latents, steps = self._point(student, texts[which], random)
+                target = self._target(model, latents, steps, text=texts[which], null=null)
+            else:
+                which, latents, steps, target = ahead(done(optimiser))
+            return functional.mse_loss(student.predict_noise(latents, steps, texts[which].repeat(self.batch)), target)
 
         fit = Fit(
             student=student,
@@ -131,14 +145,36 @@ class Esd(Eraser):
 
     def _point(self, walker: Model, text: Text, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """x_t on a trajectory of ``walker``, and t for each sample."""
-        return point(
-            walker,
-            text.repeat(self.batch),
-            random,
-            steps=self.steps,
-            guidance=self.guidance,
-            within=self.form == "2023",
-        )
+        rows = text.repeat(self.batch)
+        return point(walker, rows, random, steps=self.steps, guidance=self.guidance, within=True)
+
+    def _ahead(
+        self, teacher: Model, texts: Sequence[Text], null: Text, iterations: int, random: torch.Generator
+    ) -> Callable[[int], Lesson]:
+        """All iterations' lessons, made beforehand in full batches: none of them hangs on the student."""
+
+        def make() -> tuple[Tensor, ...]:
+            which = []
+
+            def asked() -> Iterator[Text]:
+                for _ in range(iterations):
+                    which.append(below(len(texts), random))
+                    yield texts[which[-1]].repeat(self.batch)
+
+            walked = points(teacher, asked(), random, steps=self.steps, guidance=self.guidance, within=False)
+            latents, steps = map(torch.cat, walked)
+            each = Text.join([texts[one].repeat(self.batch) for one in which])
+            targets = self._target(teacher, latents, steps, text=each, null=null)
+            return torch.tensor(which), latents.cpu(), steps, targets.cpu()
+
+        which, latents, steps, targets = kept(f"{self.name}-lessons", make, random=random)
+
+        def lesson(iteration: int) -> Lesson:
+            rows = slice(iteration * self.batch, (iteration + 1) * self.batch)
+            here = (latents[rows].to(teacher.device), steps[rows], targets[rows].to(teacher.device))
+            return Lesson(int(which[iteration]), *here)
+
+        return lesson
 
     def _target(self, teacher: Model, latents: Tensor, steps: Tensor, *, text: Text, null: Text) -> Tensor:
         """What the student is to predict for the concept; the teacher's two branches in one batch."""

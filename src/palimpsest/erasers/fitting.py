@@ -7,13 +7,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from palimpsest.errors import BadRun, BadSetting, writing
 from palimpsest.model import Model
+
+MadeT = TypeVar("MadeT", Tensor, tuple[Tensor, ...])
 
 KEPT_AFTER = 60.0
 """Seconds of work that may be lost."""
@@ -142,8 +144,8 @@ class Fit:
         return int(state["done"])
 
 
-def kept(name: str, make: Callable[[], Tensor], *, random: torch.Generator) -> Tensor:
-    """What ``make`` gives with randomness from ``random``; where training is kept, made only once."""
+def kept(name: str, make: Callable[[], MadeT], *, random: torch.Generator) -> MadeT:
+    """What ``make`` gives with randomness from ``random``, tensors; where training is kept, made only once."""
     place = _PLACE.get(_Place())
     if place.folder is None:
         return make()
@@ -151,7 +153,7 @@ def kept(name: str, make: Callable[[], Tensor], *, random: torch.Generator) -> T
     if path.exists():
         state = _read(path)
         random.set_state(state["random"])
-        found: Tensor = state["made"]
+        found: MadeT = state["made"]
         return found
     made = make()
     if place.is_due(ends=True):

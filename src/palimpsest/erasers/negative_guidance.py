@@ -1,6 +1,7 @@
 """What the erasers share that train as ESD does: an x_t, and what the frozen original says of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,23 +18,62 @@ def point(
     ``within``, else the step itself.
     """
     sampling = Sampling(scheduler="ddim", steps=steps, guidance=guidance)
+    start = _start(walker, len(text), random, sampling, within=within)
+    return walker.trajectory(start.noise, text, sampling, until=start.reached), start.times
+
+
+def points(
+    walker: Model, texts: Iterable[Text], random: torch.Generator, *, steps: int, guidance: float, within: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """``point`` for each text, all trajectories side by side: for a walker that nothing changes in between."""
+    sampling = Sampling(scheduler="ddim", steps=steps, guidance=guidance)
+    asked = [(text, _start(walker, len(text), random, sampling, within=within)) for text in texts]
+    if not asked:
+        return [], []
+    reached = torch.tensor([start.reached for text, start in asked for _ in range(len(text))])
+    text, latents = Text.join([text for text, _ in asked]), torch.cat([start.noise for _, start in asked])
+    for rows in reached.argsort(stable=True).split(walker.batch):
+        before = 0
+        for until in reached[rows].unique().tolist():
+            on = rows[reached[rows] >= until]
+            latents[on] = walker.trajectory(latents[on], text[on], sampling, start=before, until=until)
+            before = until
+    return list(latents.split([len(text) for text, _ in asked])), [start.times for _, start in asked]
+
+
+class _Start(NamedTuple):
+    """What is drawn of a trajectory before it is walked."""
+
+    reached: int
+    noise: Tensor
+    times: Tensor
+
+
+def _start(walker: Model, n: int, random: torch.Generator, sampling: Sampling, *, within: bool) -> _Start:
+    steps = sampling.steps
     reached = below(steps, random)
-    noise = torch.randn(len(text), *walker.latent_shape, generator=random).to(walker.device, walker.dtype)
-    latents = walker.trajectory(noise, text, sampling, until=reached)
+    noise = torch.randn(n, *walker.latent_shape, generator=random).to(walker.device, walker.dtype)
     if not within:
-        return latents, torch.full((len(text),), walker.schedule(sampling)[reached])
+        return _Start(reached, noise, torch.full((n,), walker.schedule(sampling)[reached]))
     part = steps - 1 - reached
     low, high = (round(bound * walker.timesteps / steps) for bound in (part, part + 1))
-    return latents, torch.randint(low, high, (len(text),), generator=random)
+    return _Start(reached, noise, torch.randint(low, high, (n,), generator=random))
 
 
 def predictions(teacher: Model, latents: Tensor, steps: Tensor, texts: Sequence[Text]) -> tuple[Tensor, ...]:
-    """The noise that ``teacher`` sees in ``latents`` under each text (of one row), in one batch, without gradient."""
+    """The noise that ``teacher`` sees in ``latents`` under each text (of one row, or one for each), without gradient.
+
+    All texts in one batch, of at most ``teacher.batch`` latents.
+    """
     n, several = len(latents), len(texts)
-    joined = Text.join([text.repeat(n) for text in texts])
-    with torch.no_grad():
-        noise = teacher.predict_noise(latents.repeat(several, 1, 1, 1), steps.repeat(several), joined)
-    return noise.chunk(several)
+    whole = [text if len(text) == n else text.repeat(n) for text in texts]
+    told = []
+    for rows in torch.arange(n).split(max(1, teacher.batch)):
+        joined = Text.join([text[rows] for text in whole])
+        with torch.no_grad():
+            noise = teacher.predict_noise(latents[rows].repeat(several, 1, 1, 1), steps[rows].repeat(several), joined)
+        told.append(noise.unflatten(0, (several, len(rows))))
+    return torch.cat(told, dim=1).unbind()
 
 
 def below(bound: int, random: torch.Generator) -> int:

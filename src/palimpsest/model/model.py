@@ -81,16 +81,19 @@ class Model(Network):
         return [int(time) if float(time).is_integer() else time for time in times]
 
     @torch.no_grad()
-    def trajectory(self, latents: Tensor, text: Text, sampling: Sampling, *, until: int | None = None) -> Tensor:
+    def trajectory(
+        self, latents: Tensor, text: Text, sampling: Sampling, *, start: int = 0, until: int | None = None
+    ) -> Tensor:
         """Noise (n, C, h, w) -> x_t at ``t = schedule(sampling)[until]``, after so many steps (None: all of them).
 
-        Guided by ``sampling.guidance``; without gradient; the batch is taken as it comes.
+        With ``start`` the latents are not noise, but what came of so many steps. Guided by ``sampling.guidance``;
+        without gradient; the batch is taken as it comes.
         """
         walk = Walk(self.scheduler.config, sampling.scheduler, sampling.steps, self.device)
         guided = sampling.guidance > 1 or self.guarded
         guidance = torch.full((len(latents),), sampling.guidance, device=self.device, dtype=self.dtype)
-        start = latents.to(self.device, self.dtype)
-        return denoise(self, start, text, walk, guidance=guidance if guided else None, until=until)
+        scale = guidance if guided else None
+        return denoise(self, latents.to(self.device, self.dtype), text, walk, guidance=scale, start=start, until=until)
 
     # Probes ----------------------------------------------------------------------------------------------------------
 
