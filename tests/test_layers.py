@@ -20,6 +20,7 @@ ORDER = (
         "detection",
         "inversion",
         "matrix_normal",
+        "opening",
         "pruning",
     ),
     ("erasers", "attacks", "judges", "utility"),

@@ -13,6 +13,7 @@ from palimpsest.erasers.attention_maps import attended, located, maps
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.fitting import Fit, kept
 from palimpsest.erasers.prompts import Counterparts, Prompt, fitting, paired, prompts
+from palimpsest.erasers.segmentation import check_segmenter, segmented
 from palimpsest.erasers.text_states import WEIGHTS, check_anchors, states, turned
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model, Sampling, Text
@@ -80,10 +81,10 @@ class Mace(Eraser):
 
     Ours, where the paper has other tools or the equations leave it open: the thirty prompts per concept; the words
     beside the concept are all positions of the context but its own; latents are taken as sampled, without a round
-    trip through the autoencoder; masks come from the original's own cross-attention (there: Grounded-SAM): its maps of
-    the concept's tokens, averaged, scaled to [0, 1] and cut at ``threshold``; the norm is of each head's map; one
-    picture per iteration. Preserved are ``captions`` (there: COCO's), and, ``domain`` times as much, the neighbours in
-    the same thirty prompts (there: other celebrities).
+    trip through the autoencoder; masks come, without a ``segmenter`` (there: Grounded-SAM), from the original's own
+    cross-attention: its maps of the concept's tokens, averaged, scaled to [0, 1] and cut at ``threshold``; the norm is
+    of each head's map; one picture per iteration. Preserved are ``captions`` (there: COCO's), and, ``domain`` times as
+    much, the neighbours in the same thirty prompts (there: other celebrities).
     """
 
     name = "mace"
@@ -110,6 +111,8 @@ class Mace(Eraser):
     rank: int = 1
     pictures: int = 8
     """Per concept."""
+    segmenter: str | None = None
+    """Folder of a CLIPSeg that finds the concept in its pictures, by its name; None: the original's attention does."""
     threshold: float = 0.5
     """Of the masks; 0: the whole picture."""
     steps: int = 50
@@ -132,6 +135,8 @@ class Mace(Eraser):
         named = [
             replace(one, name=name) for one in concepts for name in (one.name, *(one.synonyms if self.synonyms else ()))
         ]
+        if self.segmenter is not None:
+            check_segmenter(self.name, self.segmenter)
         check_anchors(self, model, [(one.name, self._anchor(one)) for one in named])
         with torch.no_grad():
             pairs = [paired(model, self._fitting(model, one)) for one in named]
@@ -257,8 +262,22 @@ class Mace(Eraser):
         places = torch.zeros(self.pictures, model.context, dtype=torch.bool, device=model.device)
         for picture, prompt in enumerate(chosen):
             places[picture, list(prompt.place(model))] = True
-        found = located(model, latents, text, places, shares=MASK_SHARES, random=random)
-        return Seen(latents, text, places, (found >= self.threshold).to(latents))
+        masks = self._found(model, latents, text, places, concept.name, random) >= self.threshold
+        if not masks.any():
+            raise BadSetting(
+                f"{self.name}: expected {self.segmenter!r} to find {concept.name!r} in some of {len(masks)} pictures "
+                f"at a threshold of {self.threshold}, got none"
+            )
+        return Seen(latents, text, places, masks.to(latents))
+
+    def _found(
+        self, model: Model, latents: Tensor, text: Text, places: Tensor, name: str, random: torch.Generator
+    ) -> Tensor:
+        """(n, 1, h, w) in [0, 1]: where the concept is."""
+        if self.segmenter is None:
+            return located(model, latents, text, places, shares=MASK_SHARES, random=random)
+        size = (latents.shape[2], latents.shape[3])
+        return segmented(self.name, self.segmenter, model.decode(latents), name, size=size).to(latents.device)
 
     # 3. Fusion --------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from palimpsest.errors import BadSetting
 from palimpsest.judges.base import Judge, check_calibration, missing
-from palimpsest.judges.opening import fingerprint, in_batches, opened, preprocessing
+from palimpsest.opening import fingerprint, in_batches, opened, preprocessing
 from palimpsest.records import Concept
 
 

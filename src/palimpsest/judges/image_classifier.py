@@ -9,7 +9,7 @@ from transformers import AutoModelForImageClassification
 
 from palimpsest.errors import BadSetting, unknown
 from palimpsest.judges.base import Judge, check_calibration, missing
-from palimpsest.judges.opening import fingerprint, in_batches, opened
+from palimpsest.opening import fingerprint, in_batches, opened
 from palimpsest.records import Concept
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer, CLIPModel
 
 from palimpsest.errors import BadSetting
-from palimpsest.judges.opening import BATCH, preprocessing
+from palimpsest.opening import BATCH, preprocessing
 from palimpsest.records import Concept, Reading
 from palimpsest.utility.base import Draws, Erasure, Measure, plain_attempts
 from palimpsest.utility.features import Network

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from palimpsest.assets import clip_folder
 from palimpsest.errors import BadModel, BadSetting, MissingExtra
-from palimpsest.judges.opening import BATCH, fingerprint, in_batches, opened, preprocessing
+from palimpsest.opening import BATCH, fingerprint, in_batches, opened, preprocessing
 
 MINIATURE, TWIN = "miniature", "twin"
 INCEPTION = "inception"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from palimpsest.errors import BadSetting
-from palimpsest.judges.opening import BATCH, in_batches
+from palimpsest.opening import BATCH, in_batches
 from palimpsest.records import Concept, Reading
 from palimpsest.utility.base import Draws, Erasure, Measure, plain_attempts
 from palimpsest.utility.features import Network

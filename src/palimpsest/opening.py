@@ -1,4 +1,4 @@
-"""How a judge or a measure opens a model of transformers, and asks it in batches of one size."""
+"""How a part opens a model of transformers, and asks it in batches of one size."""
 
 import hashlib
 from collections.abc import Callable, Sequence
