@@ -75,6 +75,9 @@ CASES = {
 }
 """Name -> (spec, which weights it may change; those it says it changes)."""
 
+VARIANTS = [name for name in CASES if " " in name and name not in ("esd x", "stereo xattn")]
+"""Further settings of erasers that have a case already: slow tests."""
+
 SEVERAL = ["ac", "ac embedding", "cad", "concept_prune", "esd x", "fia", "fia paper", "fmn", "salun", "scissorhands"]
 SEVERAL += ["mace", "negative_prompt", "rece", "sld", "uce", "uce 2023"]
 
@@ -95,7 +98,9 @@ def model():
     return tiny_model(batch=1)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in CASES]
+)
 def case(request, tmp_path_factory):
     spec, pattern = CASES[request.param]
     if spec["name"] == "checkpoint":
@@ -155,7 +160,9 @@ def test_the_model_it_gives_draws(erased):
     assert picture.size == erased.picture_size
 
 
-@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in SEVERAL]
+)
 def test_each_of_several_concepts_counts(name, model):
     eraser = build("eraser", ERASERS, CASES[name][0] | ({"iterations": 8} if "esd" in name else {}))
     both = erase(eraser, model).fingerprint
