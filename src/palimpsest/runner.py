@@ -245,7 +245,12 @@ class Runner:
             training_target=model.training_target,
             keep=keep,
         )
-        pursuit.begin(attack.search(case))
+        longest, length = self.audit.longest, model.length(goal.prompt)
+        if longest is not None and length > longest:
+            pursuit.reason = f"the prompt has {length} tokens, and only those of {longest} at most are attacked"
+            pursuit.begin(Attack.search(attack, case))
+        else:
+            pursuit.begin(attack.search(case))
         return pursuit
 
 

@@ -11,7 +11,10 @@ from palimpsest.attacks.base import Attack, Case, Need, Search, look
 from palimpsest.attacks.insertion import Template, free, has_room, in_context, insert, plain
 from palimpsest.attacks.losses import gradient, point, targets
 
-OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sign": torch.optim.SGD}
+OPTIMISERS: dict[str, type[torch.optim.Adam] | type[torch.optim.SGD]] = {
+    "adam": torch.optim.Adam,
+    "sign": torch.optim.SGD,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
