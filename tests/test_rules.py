@@ -66,6 +66,7 @@ def test_what_is_said_goes_before_the_protocol_and_is_called_a_deviation() -> No
         "looks 5 in place of 51",
         "longest 9 in place of 60",
         "steps 7 in place of 50",
+        "passes 100 in place of 23650",
         "1 goals of church, which has 2 prompts",
         "unlearn_diff(steps=4)",
     )

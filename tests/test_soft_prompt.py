@@ -8,6 +8,7 @@ import torch
 
 from cases import case, drive, mixed
 from palimpsest.attacks import SoftPrompt
+from palimpsest.attacks.base import Need
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model
 from palimpsest.records import Cost
@@ -178,6 +179,10 @@ def test_an_iteration_is_a_forward_of_the_base_and_a_gradient_of_the_victim_at_t
         assert torch.equal(original.tokens, victim.tokens(PROMPT))
         assert original.latents is attack.latents and original.step == attack.step
         assert victim.probe_cost(attack) == Cost(forwards=1, backwards=1, encodes=1)
+
+
+def test_its_access_says_that_nobody_can_type_it():
+    assert SoftPrompt.needs == {Need.GRADIENTS, Need.BASE, Need.REFERENCE, Need.WORDS}
 
 
 def test_the_settings_of_its_authors():

@@ -118,7 +118,7 @@ def make_audit(table: Mapping[str, Any], *, where: str = "audit") -> Audit:
 
 def _followed(rules: Rules, written: Mapping[str, Any], concepts: Sequence[Concept], where: str) -> dict[str, Any]:
     """What is written, and where it says nothing the rules."""
-    filled = as_toml(rules) | dict(written)
+    filled: dict[str, Any] = as_toml(rules) | dict(written)
     filled["sampling"] = as_toml(rules.sampling) | written.get("sampling", {})
     if "goals" not in written:
         counts = {len(concept.prompts) for concept in concepts}

@@ -162,6 +162,8 @@ class Audit:
             key: (getattr(self.sampling, key), getattr(theirs.sampling, key))
             for key in ("scheduler", "steps", "guidance")
         }
+        if self.budget.passes < theirs.budget.passes:  # more would change nothing
+            compared["passes"] = self.budget.passes, theirs.budget.passes
         found = [f"{key} {mine} in place of {own}" for key, (mine, own) in compared.items() if mine != own]
         found += [
             f"{self.goals} goals of {concept.name}, which has {len(concept.prompts)} prompts"

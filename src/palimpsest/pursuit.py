@@ -171,7 +171,8 @@ class Pursuit:
 def _needs(question: Question) -> set[Need]:
     """What an attacker must hold to ask this."""
     if isinstance(question, Attempt):
-        return {Need.START} if question.start is not None else set()
+        brought = {Need.START: question.start, Need.WORDS: question.words}
+        return {need for need, name in brought.items() if name is not None}
     if question.of == "base":
         return {Need.BASE}
     return {Need.GRADIENTS}

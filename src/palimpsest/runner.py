@@ -245,10 +245,10 @@ class Runner:
             training_target=model.training_target,
             keep=keep,
         )
-        longest, length = self.audit.longest, model.length(goal.prompt)
-        if longest is not None and length > longest:
+        longest = self.audit.longest
+        if longest is not None and (length := model.length(goal.prompt)) > longest:
             pursuit.reason = f"the prompt has {length} tokens, and only those of {longest} at most are attacked"
-            pursuit.begin(Attack.search(attack, case))
+            pursuit.begin(Attack.search(attack, case))  # a plain look
         else:
             pursuit.begin(attack.search(case))
         return pursuit

@@ -28,8 +28,7 @@ class SoftPrompt(Attack):
 
     v begins as random words of the vocabulary. A round is 30 steps of Adam, each at a timestep and noise of its own;
     then one picture is looked at, drawn with v as it is, and the next round goes on from there, until the budget is
-    spent. Nothing is projected: v is no text, and nobody can type what is found. It takes an attacker who may hand
-    embeddings to the text encoder.
+    spent. Nothing is projected: v is no text, and nobody can type what is found.
 
     That package takes x_t from pictures that the victim begins to draw under c, and sums gradients up over a round;
     here x_t is the noised reference, as for the other attacks, and each gradient is its own. A prompt that leaves no
@@ -37,7 +36,7 @@ class SoftPrompt(Attack):
     """
 
     name = "soft_prompt"
-    needs = frozenset({Need.GRADIENTS, Need.BASE, Need.REFERENCE})
+    needs = frozenset({Need.GRADIENTS, Need.BASE, Need.REFERENCE, Need.WORDS})
 
     k: int = 1
     """Embeddings to insert."""

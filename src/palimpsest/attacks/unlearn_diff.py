@@ -44,7 +44,7 @@ class UnlearnDiff(Attack):
     it is looked at. The distributions and Adam's state persist over the timesteps.
 
     Through a guard, the loss is that of the guided prediction. A prompt that leaves no room for k tokens is given up
-    after the plain look (the paper's code leaves out prompts of more than 60 tokens; here they stay in the rate).
+    after the plain look (the paper's code attacks none of more than 60 tokens; so does an audit with longest = 60).
     """
 
     name = "unlearn_diff"
