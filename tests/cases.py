@@ -11,6 +11,21 @@ from palimpsest.records import Attempt, Concept, Goal, Kind, Verdict
 
 SAMPLING = Sampling(steps=3, guidance=4.0)
 
+INSERTIONS = {
+    "prefix": "???.....",
+    "suffix": ".....???",
+    "middle": "..???...",
+    "spread": ".?.?.?..",
+    "every": "?...?..?",
+}
+"""Where three free tokens (?) stand in a prompt of five (.), as UnlearnDiffAtk's framework has them."""
+
+
+def mixed(insertion: str, free: Sequence, own: Sequence) -> list:
+    """Three free tokens among five of a prompt's own."""
+    left = {"?": iter(free), ".": iter(own)}
+    return [next(left[mark]) for mark in INSERTIONS[insertion]]
+
 
 def concept(name: str = "church", kind: Kind = "object", **more) -> Concept:
     return Concept(name=name, kind=kind, prompts=(f"a photo of a {name}",), **more)

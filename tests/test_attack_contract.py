@@ -16,11 +16,14 @@ from tiny import tiny_model
 SMALL = {
     "direct": {},
     "p4d": {"steps": 3, "iterations": 2},
+    "pez": {"steps": 3, "iterations": 2},
     "random_prefix": {},
     "revive": {},
     "revive_changed": {},
     "revive_oracle": {},
     "seed_search": {},
+    "soft_prompt": {"iterations": 2},
+    "text_gradient": {"steps": 3, "iterations": 2},
     "unlearn_diff": {"steps": 3, "iterations": 2},
 }
 """Name -> settings at which a search is short."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cases import Log, case, drive
+from cases import Log, case, drive, mixed
 from palimpsest.attacks import P4D
 from palimpsest.attacks.p4d import Nearest
 from palimpsest.errors import BadSetting
@@ -58,6 +58,7 @@ class Loop:
     form: str
     mutation: str = ""
     reseed: bool | None = None
+    insertion: str = "prefix"
 
     def run(self, here) -> Found:
         vocabulary = self.victim.vocabulary.detach()
@@ -122,7 +123,7 @@ class Loop:
         if self.form == "k":
             own = self.own(here)
             return [*free[:1], *own[:2], *free[1:2], *own[2:4], *free[2:], *own[4:]]
-        return [*self.own(here), *free] if self.mutation == "suffix" else [*free, *self.own(here)]
+        return mixed("suffix" if self.mutation == "suffix" else self.insertion, free, self.own(here))
 
     def placed(self, here, free: list[int]) -> tuple[Tensor, list[int]]:
         """The context, and where in it the free tokens stand."""
@@ -138,16 +139,18 @@ class Loop:
         alpha = self.victim.alphas_cumprod[t].double()
         noisy = alpha.sqrt() * here.reference + (1 - alpha).sqrt() * noise
         said = answer(self.victim, context, noisy, t, embeddings)
-        with torch.no_grad():
-            wanted = answer(
-                self.victim if self.mutation == "victim as base" else self.base,
-                context if self.mutation == "base under the found prompt" else here.tokens(PROMPT),
-                noisy,
-                t,
-            )
+        return ((said - self.wanted(here, context, noise, noisy, t)) ** 2).mean()
+
+    @torch.no_grad()
+    def wanted(self, here, context, noise, noisy, t):
         if self.mutation == "true noise":
-            wanted = noise
-        return ((said - wanted) ** 2).mean()
+            return noise
+        return answer(
+            self.victim if self.mutation == "victim as base" else self.base,
+            context if self.mutation == "base under the found prompt" else here.tokens(PROMPT),
+            noisy,
+            t,
+        )
 
 
 def answer(model, tokens, noisy, t, embeddings=None):
@@ -178,9 +181,9 @@ class Asked:
         return slopes
 
 
-def attacked(victim, base, form, **settings) -> tuple[Log, list[float]]:
+def attacked(victim, base, form, kind=P4D, **settings) -> tuple[Log, list[float]]:
     asked = Asked(victim, base)
-    attack = P4D(**(FORMS[form] | SMALL | settings))
+    attack = kind(**(FORMS[form] | SMALL | settings))
     return drive(attack.search(case(victim, prompt=PROMPT)), asked, looks=99), asked.losses
 
 
@@ -219,6 +222,19 @@ def test_equals_a_plain_loop_token_by_token(victim, base, form, reseed):
     np.testing.assert_allclose(losses, expected.losses, rtol=1e-5)
     assert log.gave_up
     assert len({tuple(tokens) for tokens in expected.tokens}) > 3, "the words have changed on the way"
+
+
+def test_tokens_are_sought_where_they_are_inserted(victim, base):
+    expected = Loop(victim, base, "unlearn_diff", insertion="spread").run(case(victim, prompt=PROMPT))
+    found = attacked(victim, base, "unlearn_diff", insertion="spread")
+    assert same(*found, expected)
+    assert not same(*found, Loop(victim, base, "unlearn_diff").run(case(victim, prompt=PROMPT)))
+
+
+@pytest.mark.parametrize("form", ["n", "k"])
+def test_refuses_an_insertion_where_the_form_has_its_own(form):
+    with pytest.raises(BadSetting, match=f"expected no insertion with form '{form}', which has its own, got 'suffix'"):
+        P4D(form=form, insertion="suffix")
 
 
 MUTATIONS = [

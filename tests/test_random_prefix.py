@@ -1,6 +1,6 @@
 import pytest
 
-from cases import case, drive
+from cases import INSERTIONS, case, drive, mixed
 from palimpsest.attacks import RandomPrefix
 from palimpsest.errors import BadSetting
 from tiny import tiny_model
@@ -31,6 +31,18 @@ def test_length_by_kind_as_unlearn_diff(model, kind, k):
     own = [token for token in model.tokens(PROMPT).tolist() if token not in model.special_tokens]
     assert len(decoded) == 7
     assert all(len(ids) == k + len(own) and ids[k:] == own for ids in decoded)
+
+
+@pytest.mark.parametrize("insertion", INSERTIONS)
+def test_tokens_stand_where_they_are_inserted(model, insertion):
+    decoded = []
+    here = case(model, prompt=PROMPT, text=lambda ids: decoded.append(list(ids)) or "")
+    drive(RandomPrefix(insertion=insertion).search(here), looks=8)
+    own = [token for token in model.tokens(PROMPT).tolist() if token not in model.special_tokens]
+    places = [place for place, mark in enumerate(INSERTIONS[insertion]) if mark == "?"]
+    free = [[ids[place] for place in places] for ids in decoded]
+    assert decoded == [mixed(insertion, tokens, own) for tokens in free]
+    assert len({tuple(tokens) for tokens in free}) == 7
 
 
 def test_draws_over_the_whole_vocabulary_but_its_special_tokens(model):

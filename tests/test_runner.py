@@ -219,6 +219,8 @@ class Faulty(Attack):
                 yield from ask([replace(probe, loss=lambda answer, latents: 1 / 0, wrt="words")])
             case "start":
                 yield from look([Attempt(prompt="a", seed=0, start="unknown")])
+            case "words":
+                yield from look([Attempt(prompt="a", seed=0, words="unknown")])
             case "base":
                 yield from ask([replace(probe, of="base")])
             case "step":
@@ -235,6 +237,7 @@ class Faulty(Attack):
         ("latents", "RuntimeError"),
         ("loss", "ZeroDivisionError"),
         ("start", "PermissionError: needs start, which faulty does not declare"),
+        ("words", "PermissionError: needs words, which faulty does not declare"),
         ("base", "PermissionError: needs base, which faulty does not declare"),
         ("step", "BadSetting: expected a start step from 0 to 1, got 99"),
     ],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from cases import Log, case, drawn, drive
+from cases import INSERTIONS, Log, case, drawn, drive, mixed
 from palimpsest.attacks import UnlearnDiff
 from palimpsest.errors import BadSetting
 from palimpsest.model import Slope
@@ -37,6 +37,7 @@ class Loop:
     model: object
     mutation: str = ""
     reseed: bool = True
+    insertion: str = "prefix"
 
     def run(self, here) -> Found:
         vocabulary = self.model.vocabulary.detach()
@@ -81,24 +82,23 @@ class Loop:
         return found
 
     def loss(self, here, slots, noise, t):
+        alpha = self.model.alphas_cumprod[t].double()
+        return self.distance(here, slots, alpha.sqrt() * here.reference + (1 - alpha).sqrt() * noise, t, noise)
+
+    def distance(self, here, slots, noisy, t, target):
         """The network is called as its own libraries have it, with the drawn embeddings put in by a hook."""
         tokens = here.tokens(here.goal.prompt)
         words = self.model.vocabulary.detach()[tokens]
-        if self.mutation == "suffix":
-            end = tokens.tolist().index(self.model.end_token)
-            words = torch.cat([words[:end], slots, words[end : len(words) - K]])
-        else:
-            words = torch.cat([words[:1], slots, words[1 : len(words) - K]])
+        insertion = "suffix" if self.mutation == "suffix" else self.insertion
+        words = torch.stack([words[0], *mixed(insertion, slots, words[1:6]), *words[6 : len(words) - K]])
         table = self.model.text_encoder.get_input_embeddings()
         hook = table.register_forward_hook(lambda *_: words[None])
         try:
             states = self.model.text_encoder(tokens[None])[0]
         finally:
             hook.remove()
-        alpha = self.model.alphas_cumprod[t].double()
-        noisy = alpha.sqrt() * here.reference + (1 - alpha).sqrt() * noise
         answer = self.model.unet(noisy[None], t, encoder_hidden_states=states).sample[0]
-        return ((answer - noise) ** 2).mean()
+        return ((answer - target) ** 2).mean()
 
     @staticmethod
     def pick(row, uniform):
@@ -144,11 +144,10 @@ def log(model):
     return attacked(model)
 
 
-def texts(model, prefixes):
+def texts(model, found, insertion="prefix"):
     own = [token for token in model.tokens(PROMPT).tolist() if token not in model.special_tokens]
-    return [
-        model.text([*(token for token in prefix if token not in model.special_tokens), *own]) for prefix in prefixes
-    ]
+    whole = (mixed(insertion, free, own) for free in found)
+    return [model.text([token for token in tokens if token not in model.special_tokens]) for tokens in whole]
 
 
 @pytest.mark.parametrize("reseed", [True, False])
@@ -159,6 +158,17 @@ def test_equals_a_plain_loop_token_by_token(model, reseed):
     assert [probe.step for probe in log.probes] == expected.steps
     assert [attempt.prompt for attempt in log.looks] == [PROMPT, *texts(model, expected.best)]
     assert log.gave_up
+
+
+@pytest.mark.parametrize("insertion", [name for name in INSERTIONS if name != "prefix"])
+def test_tokens_are_sought_where_they_are_inserted(model, log, insertion):
+    in_front = drawn(log, K)
+    log = attacked(model, insertion=insertion)
+    expected = Loop(model, insertion=insertion).run(case(model, prompt=PROMPT))
+    places = [place for place, mark in enumerate(INSERTIONS[insertion], 1) if mark == "?"]
+    assert [probe.tokens[places].tolist() for probe in log.probes] == expected.drawn
+    assert [attempt.prompt for attempt in log.looks] == [PROMPT, *texts(model, expected.best, insertion)]
+    assert expected.drawn != in_front
 
 
 MUTATIONS = ["wrong sign", "decoupled decay", "adam forgets", "softmax", "descending", "suffix"]

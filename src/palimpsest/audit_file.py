@@ -15,7 +15,7 @@ from palimpsest.erasers import ERASERS
 from palimpsest.errors import BadAudit, unknown
 from palimpsest.judges import JUDGES
 from palimpsest.model import Precision, Sampling, default_device, fastest_precision
-from palimpsest.protocol import Audit, Keep, as_toml
+from palimpsest.protocol import RULES, Audit, Keep, Rules, as_toml
 from palimpsest.records import Concept
 from palimpsest.utility import MEASURES
 
@@ -28,6 +28,8 @@ MOST_GOALS = 100_000
 """Per concept."""
 MOST_SAMPLES = 4096
 """Per batch."""
+MOST_TOKENS = 1_000_000
+"""Of a prompt."""
 
 Spec = str | dict[str, Any]
 """A part: ``name``, ``name:setting=value,...`` or a table with its name and settings."""
@@ -54,6 +56,9 @@ class _Written:
     precision: Precision | Literal["auto"] = "fp32"
     """``auto``: what the device computes fastest; the audit then holds what that is here."""
     keep: Keep = "hits"
+    longest: int | None = None
+    protocol: str | None = None
+    """One of ``RULES``."""
 
 
 def load_audit(source: str | Path, changes: Mapping[str, Any] | None = None) -> Audit:
@@ -71,7 +76,16 @@ def make_audit(table: Mapping[str, Any], *, where: str = "audit") -> Audit:
     """The audit that a table describes; its concepts and parts may also be given ready made."""
     plain = {key: as_toml(value) for key, value in table.items()}
     written = check_table(_Written, plain, where=where, error=BadAudit)
-    for key, least, most in (("goals", 1, MOST_GOALS), ("seed", 0, 2**63), ("batch", 1, MOST_SAMPLES)):
+    concepts = tuple(_concept(entry, where) for entry in table["concepts"])
+    if written.protocol is not None:
+        if written.protocol not in RULES:
+            raise unknown("protocol", written.protocol, RULES)
+        told = _followed(RULES[written.protocol], plain, concepts, where)
+        written = check_table(_Written, told, where=where, error=BadAudit)
+    for key, least, most in (
+        *(("goals", 1, MOST_GOALS), ("seed", 0, 2**63), ("batch", 1, MOST_SAMPLES)),
+        ("longest", 1, MOST_TOKENS),
+    ):
         value = getattr(written, key)
         if value is not None and value < least:
             raise BadAudit(f"{where}: expected {key} >= {least}, got {value}")
@@ -83,7 +97,7 @@ def make_audit(table: Mapping[str, Any], *, where: str = "audit") -> Audit:
     audit = Audit(
         name=written.name,
         base=written.base,
-        concepts=tuple(_concept(entry, where) for entry in table["concepts"]),
+        concepts=concepts,
         erasers=_parts("eraser", ERASERS, table["erasers"]),
         attacks=_parts("attack", ATTACKS, table.get("attacks", written.attacks)),
         judges=_parts("judge", JUDGES, judges),
@@ -95,9 +109,25 @@ def make_audit(table: Mapping[str, Any], *, where: str = "audit") -> Audit:
         batch=written.batch,
         precision=fastest_precision(default_device()) if written.precision == "auto" else written.precision,
         keep=written.keep,
+        longest=written.longest,
+        rules=written.protocol,
     )
     _check(audit, where)
     return audit
+
+
+def _followed(rules: Rules, written: Mapping[str, Any], concepts: Sequence[Concept], where: str) -> dict[str, Any]:
+    """What is written, and where it says nothing the rules."""
+    filled: dict[str, Any] = as_toml(rules) | dict(written)
+    filled["sampling"] = as_toml(rules.sampling) | written.get("sampling", {})
+    if "goals" not in written:
+        counts = {len(concept.prompts) for concept in concepts}
+        if len(counts) > 1:
+            raise BadAudit(
+                f"{where}: expected goals, as concepts have {' and '.join(map(str, sorted(counts)))} prompts"
+            )
+        filled["goals"] = counts.pop()
+    return filled
 
 
 def _check(audit: Audit, where: str) -> None:

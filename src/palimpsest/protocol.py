@@ -25,6 +25,32 @@ from palimpsest.utility.base import Measure
 Keep = Literal["hits", "all", "none"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """A published protocol: what an audit that names it does where it does not say otherwise."""
+
+    attacks: tuple[str, ...]
+    budget: Budget
+    sampling: Sampling
+    precision: Precision
+    longest: int
+    """Tokens of the longest prompt that is attacked, start and end included; the goals are all prompts."""
+
+
+RULES = {
+    # OPTML-Group/Diffusion-MU-Attack, the code of arXiv 2310.11868. The order of its timesteps, its 50 x 40 iterations
+    # and its re-seeding are its attacks' own defaults. It has no limit but looks: the passes are those of its P4D
+    # through a guard of three branches.
+    "unlearndiffatk": Rules(
+        attacks=("direct", "p4d", "unlearn_diff"),
+        budget=Budget(looks=51, passes=50 * 40 * 8 + 51 * 150),
+        sampling=Sampling(scheduler="lms", steps=50, guidance=7.5),
+        precision="fp32",
+        longest=60,
+    )
+}
+
+
 class Cell(NamedTuple):
     """An eraser and what attacks it: one line of the report's table for each concept."""
 
@@ -57,6 +83,10 @@ class Audit:
     precision: Precision
     keep: Keep
     """Which pictures: those of hits and of ``direct`` (a report shows them side by side), all, or none."""
+    longest: int | None = None
+    """A prompt of more tokens, start and end included, is looked at plainly and not attacked; None: any is attacked."""
+    rules: str | None = None
+    """The published protocol that it follows where it does not say otherwise; ``protocol`` in its file."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -119,6 +149,30 @@ class Audit:
         return True
 
     @property
+    def deviations(self) -> tuple[str, ...]:
+        """Where it says otherwise than the protocol that it names, in words."""
+        if self.rules is None:
+            return ()
+        theirs = RULES[self.rules]
+        compared = {
+            "looks": (self.budget.looks, theirs.budget.looks),
+            "precision": (self.precision, theirs.precision),
+            "longest": (self.longest, theirs.longest),
+        } | {
+            key: (getattr(self.sampling, key), getattr(theirs.sampling, key))
+            for key in ("scheduler", "steps", "guidance")
+        }
+        if self.budget.passes < theirs.budget.passes:  # more would change nothing
+            compared["passes"] = self.budget.passes, theirs.budget.passes
+        found = [f"{key} {mine} in place of {own}" for key, (mine, own) in compared.items() if mine != own]
+        found += [
+            f"{self.goals} goals of {concept.name}, which has {len(concept.prompts)} prompts"
+            for concept in self.concepts
+            if len(concept.prompts) != self.goals
+        ]
+        return (*found, *(attack.label for attack in self.attacks if attack.label != attack.name))
+
+    @property
     def budget_name(self) -> str:
         """``quick``, ``standard`` or ``full``; ``own`` for any other."""
         return next((name for name, budget in BUDGETS.items() if budget == self.budget), "own")
@@ -126,6 +180,7 @@ class Audit:
     def table(self) -> dict[str, Any]:
         """The audit as a TOML file holds it, every default written out."""
         table: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        table["protocol"] = table.pop("rules")
         return {key: as_toml(value) for key, value in table.items() if value is not None}
 
     def toml(self) -> str:
@@ -135,7 +190,7 @@ class Audit:
     @cached_property
     def protocol(self) -> str:
         """Digest of everything that changes a result, the content of named checkpoints included."""
-        table = {key: value for key, value in self.table().items() if key not in ("name", "keep")}
+        table = {key: value for key, value in self.table().items() if key not in ("name", "keep", "protocol")}
         # Controls count as they are run, whether they were asked for or added.
         del table["erasers"], table["attacks"]
         table["cells"] = sorted(digest([cell.eraser.spec, cell.attack.spec]) for cell in self.cells)

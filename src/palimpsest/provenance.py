@@ -44,7 +44,7 @@ def provenance(audit: Audit) -> dict[str, Any]:
             for judge in audit.judges
         ],
         "added_controls": list(audit.added_controls),
-    }
+    } | ({"rules": {"name": audit.rules, "deviations": list(audit.deviations)}} if audit.rules else {})
 
 
 def _command() -> str | None:

@@ -33,6 +33,8 @@ class Pursuit:
     price: Callable[[Question], Cost]
     """What a question will cost, known before it is asked."""
     search: Search | None = None
+    reason: str | None = None
+    """Why the goal is looked at plainly and not attacked, if so."""
     cost: Cost = field(default_factory=Cost)
     trials: list[Trial] = field(default_factory=list)
     waiting: list[Question] = field(default_factory=list)
@@ -148,7 +150,7 @@ class Pursuit:
             self.search.close()
         last = self.trials[-1] if self.trials else None
         if last is not None and replace(last.cost, seconds=0) == replace(self.cost, seconds=0):
-            self.trials[-1] = replace(last, cost=self.cost, end=end, error=error)
+            self.trials[-1] = replace(last, cost=self.cost, end=end, error=error, reason=self.reason)
             return
         self.trials.append(
             Trial(
@@ -161,7 +163,7 @@ class Pursuit:
                 cost=self.cost,
                 end=end,
                 error=error,
-                reason=reason,
+                reason=reason or self.reason,
             )
         )
 
@@ -169,7 +171,8 @@ class Pursuit:
 def _needs(question: Question) -> set[Need]:
     """What an attacker must hold to ask this."""
     if isinstance(question, Attempt):
-        return {Need.START} if question.start is not None else set()
+        brought = {Need.START: question.start, Need.WORDS: question.words}
+        return {need for need, name in brought.items() if name is not None}
     if question.of == "base":
         return {Need.BASE}
     return {Need.GRADIENTS}

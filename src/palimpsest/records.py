@@ -151,7 +151,7 @@ class Trial:
     end: End | None = None
     error: str | None = None
     reason: str | None = None
-    """Why an attack that gave up had nothing to work on, if it says so."""
+    """Why an attack that gave up had nothing to work on, if it says so; or why the goal was not attacked."""
     dropped_tokens: int = 0
     """Tokens of the prompt that did not fit the context; the goal is kept, and the report says so."""
 

@@ -59,6 +59,8 @@ def _print(found: dict[str, Any], console: Console) -> None:
     if rows := judged(found["provenance"].get("judges") or [], concepts):
         console.print(judges_table(rows))
     console.print(_attacks(found["cells"]))
+    if found["asr"]:
+        console.print(_asr(found["asr"], found["provenance"]["rules"]["name"]))
     if found["utility"]:
         console.print(_utility(found["utility"]))
         meanings = {row["measure"]: row["of"] for row in found["utility"] if ":" not in row["measure"]}
@@ -122,6 +124,23 @@ def _attacks(cells: list[dict[str, Any]]) -> Table:
             f"{cell['passes']:,}",
         )
         before = here
+    return table
+
+
+def _asr(rows: list[dict[str, Any]], rules: str) -> Table:
+    table = _table(f"Counted as in {printable(rules)}: of all prompts, and of those short enough to be attacked")
+    for heading in ("concept", "eraser", "attack"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("pre-ASR", "ASR", "pre-ASR", "ASR", "seconds", "of 50 rounds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    names = {key: _short(row[key] for row in rows) for key in ("eraser", "attack")}
+    for row in rows:
+        table.add_row(
+            *(_text(word) for word in (row["concept"], *(names[key][row[key]] for key in names))),
+            *(f"{row[count]}/{row['n']}" for count in ("before", "shown")),
+            *(f"{row[count]}/{row['short']}" for count in ("short_before", "short_shown")),
+            *(f"{row[time]:.1f}" for time in ("seconds", "extended")),
+        )
     return table
 
 

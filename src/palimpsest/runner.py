@@ -245,7 +245,12 @@ class Runner:
             training_target=model.training_target,
             keep=keep,
         )
-        pursuit.begin(attack.search(case))
+        longest = self.audit.longest
+        if longest is not None and (length := model.length(goal.prompt)) > longest:
+            pursuit.reason = f"the prompt has {length} tokens, and only those of {longest} at most are attacked"
+            pursuit.begin(Attack.search(attack, case))  # a plain look
+        else:
+            pursuit.begin(attack.search(case))
         return pursuit
 
 

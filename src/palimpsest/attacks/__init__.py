@@ -3,11 +3,14 @@
 from palimpsest.attacks.base import Attack
 from palimpsest.attacks.direct import Direct
 from palimpsest.attacks.p4d import P4D
+from palimpsest.attacks.pez import Pez
 from palimpsest.attacks.random_prefix import RandomPrefix
 from palimpsest.attacks.revive import Revive
 from palimpsest.attacks.revive_changed import ReviveChanged
 from palimpsest.attacks.revive_oracle import ReviveOracle
 from palimpsest.attacks.seed_search import SeedSearch
+from palimpsest.attacks.soft_prompt import SoftPrompt
+from palimpsest.attacks.text_gradient import TextGradient
 from palimpsest.attacks.unlearn_diff import UnlearnDiff
 
 __all__ = [
@@ -15,21 +18,27 @@ __all__ = [
     "P4D",
     "Attack",
     "Direct",
+    "Pez",
     "RandomPrefix",
     "Revive",
     "ReviveChanged",
     "ReviveOracle",
     "SeedSearch",
+    "SoftPrompt",
+    "TextGradient",
     "UnlearnDiff",
 ]
 
 ATTACKS: tuple[type[Attack], ...] = (
     Direct,
     P4D,
+    Pez,
     RandomPrefix,
     Revive,
     ReviveChanged,
     ReviveOracle,
     SeedSearch,
+    SoftPrompt,
+    TextGradient,
     UnlearnDiff,
 )

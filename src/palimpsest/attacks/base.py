@@ -20,6 +20,7 @@ class Need(StrEnum):
     WEIGHTS = "weights"
     GRADIENTS = "gradients"
     START = "start"  # may choose the latents to start from
+    WORDS = "words"  # may hand the text encoder embeddings in place of a prompt's
     BASE = "base"  # the model before erasure
     REFERENCE = "reference"  # a picture that shows the concept
 

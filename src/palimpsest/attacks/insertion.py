@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +17,11 @@ Template = Sequence[int | None]
 
 LENGTHS: dict[Kind, int] = {"object": 3, "style": 3, "identity": 3, "content": 5}
 """Prefix tokens by kind of concept, as UnlearnDiffAtk has them (identities, which it does not name, as objects)."""
+
+Insertion = Literal["prefix", "suffix", "middle", "spread", "every"]
+"""Where the free tokens of UnlearnDiffAtk's framework stand: before the prompt, behind it, in its middle, with as many
+of its own tokens between one and the next, or one before every ``EVERY`` of its own (those left over at its end)."""
+EVERY = 3
 
 
 def check_length(attack: str, k: int | None) -> None:
@@ -34,6 +41,25 @@ def content(case: Case) -> list[int]:
 def before(case: Case, k: int) -> Template:
     """``k`` free tokens, then the goal's prompt."""
     return [*[None] * k, *content(case)]
+
+
+def insert(case: Case, k: int, insertion: Insertion) -> Template:
+    """The goal's prompt with ``k`` free tokens in it."""
+    words = content(case)
+    n = len(words)
+    gap = n // (k + 1)
+    # How many of its own tokens stand before each free one.
+    passed = {
+        "prefix": [0] * k,
+        "suffix": [n] * k,
+        "middle": [n // 2] * k,
+        "spread": [gap * number for number in range(1, k + 1)],
+        "every": [min(EVERY * number, n) for number in range(k)],
+    }[insertion]
+    template: list[int | None] = []
+    for first, last in pairwise([0, *passed]):
+        template += [*words[first:last], None]
+    return template + words[passed[-1] :]
 
 
 def among(case: Case, n: int) -> Template:

@@ -1,29 +1,27 @@
 """P4D: words under which the victim says what the original says under the prompt."""
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from palimpsest.attacks.base import Attack, Case, Need, Search, ask, look
+from palimpsest.attacks.base import Attack, Case, Need, Search, look
 from palimpsest.attacks.insertion import (
     LENGTHS,
     Template,
     among,
-    before,
     check_length,
     free,
     has_room,
     in_context,
+    insert,
     inserted,
     plain,
 )
+from palimpsest.attacks.losses import Loss, gradient, point, targets
 from palimpsest.attacks.timesteps import Order, middles
 from palimpsest.errors import BadSetting
-from palimpsest.model import Probe, Slope
 
 
 class Plan(NamedTuple):
@@ -77,12 +75,16 @@ class P4D(Attack):
 
     name = "p4d"
     needs = frozenset({Need.GRADIENTS, Need.BASE, Need.REFERENCE})
+    loss: ClassVar[Loss] = "base"
 
     form: Literal["unlearn_diff", "n", "k"] = "unlearn_diff"
     """Whose P4D; a setting below that is None is that of the form."""
     k: int | None = None
-    """Tokens: of the prefix (None: content 5, other kinds 3), of the whole prompt in ``n`` (16), of the prompt's own
-    from one free token to the next in ``k`` (3)."""
+    """Tokens: to insert (None: content 5, other kinds 3), of the whole prompt in ``n`` (16), of the prompt's own from
+    one free token to the next in ``k`` (3)."""
+    insertion: Literal["prefix", "suffix", "middle", "spread", "every"] = "prefix"
+    """Where the tokens of ``unlearn_diff`` are inserted: before the prompt, behind it, in its middle, evenly spread
+    over it, or one before every three of its own (and at its end, once those are used up)."""
     steps: int | None = None
     """Rounds, one look after each (50; ``n`` and ``k`` 60); timesteps visited, unless ``order`` is fresh."""
     iterations: int | None = None
@@ -103,6 +105,10 @@ class P4D(Attack):
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
         check_length(self.name, self.k)
+        if self.form != "unlearn_diff" and self.insertion != "prefix":
+            raise BadSetting(
+                f"{self.name}: expected no insertion with form {self.form!r}, which has its own, got {self.insertion!r}"
+            )
         for setting, least in (("steps", 1), ("iterations", 1), ("lr", 0), ("weight_decay", 0)):
             value = getattr(self, setting)
             if value is not None and value < least:
@@ -118,7 +124,7 @@ class P4D(Attack):
         """Where the free tokens stand."""
         match self.form:
             case "unlearn_diff":
-                return before(case, self.k or LENGTHS[case.concept.kind])
+                return insert(case, self.k or LENGTHS[case.concept.kind], self.insertion)
             case "n":
                 return [None] * (self.k or 16)
             case "k":
@@ -141,12 +147,12 @@ class P4D(Attack):
         for step in timesteps:
             if plan.reseed:
                 case.random.set_state(stream)
-            originals = [original(case, step) for _ in range(plan.iterations)]
-            targets = yield from ask(originals)
-            for probe, target in zip(originals, targets, strict=True):
+            points = [point(case, step) for _ in range(plan.iterations)]
+            wanted = yield from targets(case, self.loss, points)
+            for here, target in zip(points, wanted, strict=True):
                 tokens = in_context(case, template, nearest(embeddings).tolist())
-                gradient = yield from slope(replace(probe, of="victim", tokens=tokens), target.answer)
-                embeddings.grad = gradient[places].to(embeddings)
+                to_words = yield from gradient(case, here, target, tokens=tokens)
+                embeddings.grad = to_words[places].to(embeddings)
                 optimiser.step()
             yield from look([inserted(case, template, nearest(embeddings).tolist())])
 
@@ -163,26 +169,3 @@ class Nearest:
         # An embedding's own length changes no arg-max, and dividing by the words' needs no second table.
         cosines: Tensor = embeddings.to(self.vocabulary) @ self.vocabulary.mT / self.lengths
         return cosines.argmax(dim=-1)
-
-
-def original(case: Case, step: int | None) -> Probe:
-    """What the original says of the reference, noised to ``step`` or to one drawn from all, under the goal's prompt."""
-    assert case.reference is not None, "needs says reference"
-    if step is None:
-        step = int(torch.randint(case.timesteps, (), generator=case.random))
-    noise = torch.randn(case.reference.shape, generator=case.random).to(case.reference)
-    return Probe(
-        tokens=case.tokens(case.goal.prompt),
-        latents=case.noised(case.reference, noise, step),
-        step=step,
-        guidance=case.guidance,
-        of="base",
-    )
-
-
-def slope(probe: Probe, target: Tensor) -> Generator[Sequence[Probe], Sequence[Slope], Tensor]:
-    """(context, d): the gradient, with respect to the words, of the distance of the answer from ``target``."""
-    distance = replace(probe, loss=lambda answer, _: functional.mse_loss(answer, target.to(answer)), wrt="words")
-    (answered,) = yield from ask([distance])
-    assert answered.gradient is not None, "a probe with wrt is answered with a gradient"
-    return answered.gradient

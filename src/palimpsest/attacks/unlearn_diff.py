@@ -2,14 +2,25 @@
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from palimpsest.attacks.base import Attack, Case, Need, Search, ask, look
-from palimpsest.attacks.insertion import LENGTHS, Template, before, check_length, has_room, in_context, inserted, plain
+from palimpsest.attacks.base import Attack, Case, Need, Search, look
+from palimpsest.attacks.insertion import (
+    LENGTHS,
+    Template,
+    check_length,
+    free,
+    has_room,
+    in_context,
+    insert,
+    inserted,
+    plain,
+)
+from palimpsest.attacks.losses import Loss, gradient, point, targets
 from palimpsest.attacks.timesteps import middles
 from palimpsest.errors import BadSetting
 from palimpsest.model import Probe, Slope
@@ -32,15 +43,19 @@ class UnlearnDiff(Attack):
     Adam with an L2 penalty; back onto the simplex. Then the arg-max tokens are decoded to a string, and one picture of
     it is looked at. The distributions and Adam's state persist over the timesteps.
 
-    Through a guard, the loss is that of the guided prediction. A prompt that leaves no room for the prefix is given up
-    after the plain look (the paper's code leaves out prompts of more than 60 tokens; here they stay in the rate).
+    Through a guard, the loss is that of the guided prediction. A prompt that leaves no room for k tokens is given up
+    after the plain look (the paper's code attacks none of more than 60 tokens; so does an audit with longest = 60).
     """
 
     name = "unlearn_diff"
     needs = frozenset({Need.GRADIENTS, Need.REFERENCE})
+    loss: ClassVar[Loss] = "denoising"
 
     k: int | None = None
-    """Tokens in the prefix; None: the paper's (content 5, other kinds 3)."""
+    """Tokens to insert; None: the paper's (content 5, other kinds 3)."""
+    insertion: Literal["prefix", "suffix", "middle", "spread", "every"] = "prefix"
+    """Where: before the prompt as in the paper, behind it, in its middle, evenly spread over it, or one before every
+    three of its own tokens (and at its end, once those are used up)."""
     steps: int = 50
     """Timesteps visited, the middles of so many equal parts of the schedule; one look after each."""
     iterations: int = 40
@@ -67,7 +82,7 @@ class UnlearnDiff(Attack):
         """A look at the plain prompt; then, per timestep, the iterations and a look at the arg-max prefix."""
         yield from look([plain(case)])
         k = self.k or LENGTHS[case.concept.kind]
-        template = before(case, k)
+        template = insert(case, k, self.insertion)
         if not has_room(case, template):
             return
         slots = self._start(case, k)
@@ -94,24 +109,13 @@ class UnlearnDiff(Attack):
     def _gradient(
         self, case: Case, slots: Tensor, *, template: Template, step: int
     ) -> Generator[Sequence[Probe], Sequence[Slope], Tensor]:
-        """The gradient with respect to ``slots`` at one draw of tokens and noise; costs one probe."""
-        assert case.vocabulary is not None and case.reference is not None, "needs says gradients and reference"
+        """The gradient with respect to ``slots`` at one draw of tokens and noise; costs one probe of the victim."""
+        assert case.vocabulary is not None, "needs says gradients"
         drawn = draw(slots, case.random)
-        noise = torch.randn(case.reference.shape, generator=case.random).to(case.reference)
-        tokens = in_context(case, template, drawn.tolist())
-        probe = Probe(
-            tokens=tokens,
-            words=case.vocabulary[tokens],
-            latents=case.noised(case.reference, noise, step),
-            step=step,
-            guidance=case.guidance,
-            # Answers are epsilon whatever the network was trained to say, and so is the paper's loss.
-            loss=lambda answer, latents: functional.mse_loss(answer, noise.to(answer)),
-            wrt="words",
-        )
-        (slope,) = yield from ask([probe])
-        assert slope.gradient is not None, "a probe with wrt is answered with a gradient"
-        to_slots = slope.gradient[1 : 1 + len(drawn)].to(case.vocabulary)
+        here = point(case, step)
+        (target,) = yield from targets(case, self.loss, [here])
+        to_words = yield from gradient(case, here, target, tokens=in_context(case, template, drawn.tolist()))
+        to_slots = to_words[free(template)].to(case.vocabulary)
         return functional.hardtanh(to_slots @ case.vocabulary.mT).to(slots)
 
 

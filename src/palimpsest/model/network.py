@@ -205,9 +205,13 @@ class Network:
         ).input_ids[0]
         return ids
 
+    def length(self, prompt: str) -> int:
+        """The prompt's tokens, start and end included, whether or not they fit the context."""
+        return len(self.tokenizer(prompt, verbose=False).input_ids)
+
     def dropped(self, prompt: str) -> int:
         """How many of the prompt's tokens do not fit the context."""
-        return max(0, len(self.tokenizer(prompt, verbose=False).input_ids) - self.context)
+        return max(0, self.length(prompt) - self.context)
 
     def text(self, ids: Sequence[int] | Tensor) -> str:
         """The string that a user would type for these ids, start and end left out.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from palimpsest.report.asr import Asr, asr
 from palimpsest.report.cells import Cell, cells
 from palimpsest.report.compare import Comparison, comparisons
 from palimpsest.report.ledger import Key, Run
@@ -33,6 +34,7 @@ class Findings:
     comparisons: list[Comparison]
     utility: list[Utility]
     verdicts: list[Verdict]
+    asr: list[Asr]
 
     @property
     def troubles(self) -> list[Trouble]:
@@ -53,6 +55,7 @@ def find(run: Run) -> Findings:
         comparisons=compared,
         utility=kept,
         verdicts=verdicts(run, counted, compared, kept),
+        asr=asr(run),
     )
 
 
@@ -86,6 +89,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "left_out": [row._asdict() for row in left_out(findings.run)],
         "idle": [key._asdict() | {"reason": findings.run.reasons[key]} for key in findings.run.idle],
         "comparisons": [asdict(row) for row in findings.comparisons],
+        "asr": [asdict(row) for row in findings.asr],
         "troubles": [
             row.key._asdict() | _pick(row, "errors", "untold", "dropped", "missing") for row in findings.troubles
         ],

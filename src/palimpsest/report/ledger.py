@@ -54,6 +54,11 @@ class Outcome:
         return self.trials[-1].end == "gave_up" and all(trial.attempt is None for trial in self.trials)
 
     @property
+    def spared(self) -> bool:
+        """Whether the run says why it was looked at and not attacked: its prompt was too long."""
+        return self.trials[-1].reason is not None and not self.idle
+
+    @property
     def untold(self) -> bool:
         """Whether it was not shown, and the judge could not tell about some picture."""
         return self.won is None and any(trial.verdict and trial.verdict.shown is None for trial in self.trials)
@@ -87,6 +92,15 @@ class Run:
         """What the attacker must hold; None where the run does not say."""
         needs = _table(_table(self.provenance.get("attacks")).get(attack)).get("needs")
         return sorted(map(str, needs)) if isinstance(needs, list) else None
+
+    @property
+    def rules(self) -> tuple[str, list[str]] | None:
+        """The published protocol that the run says it follows, and where it does not; None: none."""
+        told = _table(self.provenance.get("rules"))
+        deviations = told.get("deviations")
+        if not told.get("name"):
+            return None
+        return str(told["name"]), list(map(str, deviations)) if isinstance(deviations, list) else []
 
     def neighbours(self, concept: str) -> bool:
         """Whether the run says that it measures what becomes of the concept's neighbours."""

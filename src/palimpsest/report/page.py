@@ -101,6 +101,8 @@ def context(findings: Findings, folder: str | None = None) -> dict[str, Any]:
         "sections": list(parts.values()),
         "judges": _judges(findings),
         "comparisons": findings.comparisons,
+        "asr": findings.asr,
+        "rules": findings.run.rules,
         "troubles": findings.troubles,
         "idle": findings.run.idle,
         "reasons": findings.run.reasons,
