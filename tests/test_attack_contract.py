@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ SMALL = {
     "revive_changed": {},
     "revive_oracle": {},
     "seed_search": {},
+    "transfer": {"path": str(Path(__file__).parent / "winners.csv")},
     "unlearn_diff": {"steps": 3, "iterations": 2},
 }
 """Name -> settings at which a search is short."""

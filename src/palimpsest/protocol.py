@@ -140,6 +140,8 @@ class Audit:
         del table["erasers"], table["attacks"]
         table["cells"] = sorted(digest([cell.eraser.spec, cell.attack.spec]) for cell in self.cells)
         table["files"] = [_content(Path(eraser.path)) for eraser in self.erasers if hasattr(eraser, "path")]
+        if read := sorted({attack.fingerprint for attack in self.attacks} - {""}):
+            table["read"] = read
         return digest(table)
 
 

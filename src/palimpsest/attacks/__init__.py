@@ -8,6 +8,7 @@ from palimpsest.attacks.revive import Revive
 from palimpsest.attacks.revive_changed import ReviveChanged
 from palimpsest.attacks.revive_oracle import ReviveOracle
 from palimpsest.attacks.seed_search import SeedSearch
+from palimpsest.attacks.transfer import Transfer
 from palimpsest.attacks.unlearn_diff import UnlearnDiff
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ReviveChanged",
     "ReviveOracle",
     "SeedSearch",
+    "Transfer",
     "UnlearnDiff",
 ]
 
@@ -31,5 +33,6 @@ ATTACKS: tuple[type[Attack], ...] = (
     ReviveChanged,
     ReviveOracle,
     SeedSearch,
+    Transfer,
     UnlearnDiff,
 )
