@@ -49,7 +49,11 @@ def forecast(
     """The bounds of what is left to do."""
     goals = [(job, attack) for job in left for attack, _ in job.goals_left(store, job.attacks, job.victim)]
     looks = sum(most_looks(audit, attack) for _, attack in goals)
-    referring = {job.concept.name: len(job.goals) for job, attack in goals if Need.REFERENCE in attack.needs}
+    referring = {
+        job.concept.name: len(job.goals)
+        for job, attack in goals
+        if Need.REFERENCE in attack.needs and job.concept.name not in (audit.references or ())
+    }
     sources = sources_left(calibrations(audit), store.scored if store else []) if left else []
     calibrating = sum(len(source.attempts) for source in sources)
     measured, asked = _measured(audit, left, store)
