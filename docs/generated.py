@@ -108,7 +108,7 @@ def _written(text: str) -> str:
 
 def example(part: Part) -> str:
     """Commands, or the line of an audit file where the command line has no option for the kind."""
-    spec = {setting.name: _placeholder(setting) for setting in part.settings if setting.default is None}
+    spec = {setting.name: _placeholder(part, setting) for setting in part.settings if setting.default is None}
     changed = next((setting for setting in part.settings if _plain(setting) is not None), None)
     if part.kind == "measure":
         entries = [_entry(part, spec), *([_entry(part, spec | {changed.name: _plain(changed)})] if changed else [])]
@@ -139,8 +139,10 @@ def _command(part: Part, spec: dict[str, object]) -> str:
     return f"palimpsest audit --concept {concept}{before} --{part.kind} {shlex.quote(said)}"
 
 
-def _placeholder(setting: Setting) -> object:
-    return "theirs.safetensors" if setting.name == "path" else f"{setting.name}/"
+def _placeholder(part: Part, setting: Setting) -> object:
+    if setting.name == "path":
+        return "theirs.safetensors" if part.kind == "eraser" else "runs/theirs"
+    return f"{setting.name}/"
 
 
 def _plain(setting: Setting) -> object:

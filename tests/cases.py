@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from palimpsest.attacks.base import Budget, Case, Search
+from palimpsest.attacks.base import Budget, Case, GivesUp, Search
 from palimpsest.model import Model, Probe, Sampling, Slope
 from palimpsest.records import Attempt, Concept, Goal, Kind, Verdict
 
@@ -65,12 +65,17 @@ class Log:
     looks: list[Attempt] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
     gave_up: bool = False
+    reason: str = ""
 
 
 def drive(search: Search, answer: Callable[[Sequence[Probe]], list[Slope]] | None = None, *, looks: int = 6) -> Log:
     """Runs a search that never succeeds until it gives up or has had its looks."""
     log = Log()
-    proposal = next(search, None)
+    try:
+        proposal = next(search, None)
+    except GivesUp as given_up:
+        log.gave_up, log.reason = True, str(given_up)
+        return log
     while proposal is not None:
         if isinstance(proposal[0], Attempt):
             log.looks.extend(proposal)
@@ -86,6 +91,8 @@ def drive(search: Search, answer: Callable[[Sequence[Probe]], list[Slope]] | Non
             proposal = search.send(reply)
         except StopIteration:
             proposal = None
+        except GivesUp as given_up:
+            proposal, log.reason = None, str(given_up)
     log.gave_up = True
     return log
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ SMALL = {
     "seed_search": {},
     "soft_prompt": {"iterations": 2},
     "text_gradient": {"steps": 3, "iterations": 2},
+    "transfer": {"path": str(Path(__file__).parent / "winners.csv")},
     "unlearn_diff": {"steps": 3, "iterations": 2},
 }
 """Name -> settings at which a search is short."""

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "palimpsest"
 
 ORDER = (
     ("errors", "records", "stats", "assets", "memory"),
-    ("component", "concept_file", "model", "report"),
+    ("component", "concept_file", "model", "references", "report"),
     (
         "simplex",
         "closed_form",

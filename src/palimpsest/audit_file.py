@@ -17,6 +17,7 @@ from palimpsest.judges import JUDGES
 from palimpsest.model import Precision, Sampling, default_device, fastest_precision
 from palimpsest.protocol import RULES, Audit, Keep, Rules, as_toml
 from palimpsest.records import Concept
+from palimpsest.references import open_reference
 from palimpsest.utility import MEASURES
 
 FOLDER = Path(__file__).parent / "audits"
@@ -59,6 +60,7 @@ class _Written:
     longest: int | None = None
     protocol: str | None = None
     """One of ``RULES``."""
+    references: dict[str, str | tuple[str, ...]] | None = None
 
 
 def load_audit(source: str | Path, changes: Mapping[str, Any] | None = None) -> Audit:
@@ -111,6 +113,7 @@ def make_audit(table: Mapping[str, Any], *, where: str = "audit") -> Audit:
         keep=written.keep,
         longest=written.longest,
         rules=written.protocol,
+        references=_references(written),
     )
     _check(audit, where)
     return audit
@@ -147,6 +150,11 @@ def _check(audit: Audit, where: str) -> None:
             judge.check(concept)  # raises UnknownName for a concept that the judge cannot see
     for measure in audit.measures:
         measure.check(audit.base)
+    for name in audit.references or ():
+        if name not in (known := [concept.name for concept in audit.concepts]):
+            raise unknown(f"concept of {where}", name, known)
+        for file in audit.pictures(name):
+            open_reference(file)  # raises BadAudit for what is no picture
 
 
 def parse_spec(text: str) -> dict[str, Any]:
@@ -200,6 +208,22 @@ def _budget(written: str | dict[str, int], where: str) -> Budget:
     if min(budget.looks, budget.passes) < 1:
         raise BadAudit(f"{where}: expected a budget of at least one look and one pass, got {written}")
     return budget
+
+
+def _references(written: _Written) -> dict[str, tuple[str, ...]] | None:
+    given = written.references or {}
+    return {name: (paths,) if isinstance(paths, str) else paths for name, paths in given.items()} or None
+
+
+def parse_references(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """``CONCEPT=PATH`` each, as a table; raises ``BadAudit`` for what is none."""
+    found: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise BadAudit(f"expected CONCEPT=PATH for a reference, got {text!r}")
+        found[name] = (*found.get(name, ()), path)
+    return found
 
 
 def _sampling(written: _Written, where: str) -> Sampling:

@@ -129,6 +129,10 @@ def audit(
     seed: Annotated[int | None, typer.Option(help="From which all randomness is derived.")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples per batch; the default suits the device.")] = None,
     keep: Annotated[Keep | None, typer.Option(help="Which pictures are kept.")] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(help="CONCEPT=PATH: pictures for attacks that aim at one, in place of the base's. Repeatable."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; by default one below runs/.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would run, how long, how much disk.")
@@ -140,6 +144,7 @@ def audit(
 
     The same command again goes on where it was stopped.
     """
+    from palimpsest.audit_file import parse_references
     from palimpsest.auditing import folder_of, plan
     from palimpsest.jobs import jobs
     from palimpsest.run import Run
@@ -157,6 +162,7 @@ def audit(
         "seed": seed,
         "batch": batch,
         "keep": keep and keep.value,
+        "references": reference and parse_references(reference),
     }
     planned = plan(source, {key: value for key, value in given.items() if value not in (None, [])})
     if dry_run:
@@ -204,6 +210,7 @@ def _open_and_announce(
         ("judges", [judge.label for judge in planned.judges]),
         ("measures", [measure.label for measure in planned.measures]),
         ("left out", [f"{measure.label}: {why}" for measure, why in left_out(planned)]),
+        ("pictures", [f"{name}: {len(planned.pictures(name))} given" for name in planned.references or ()]),
         ("budget", [f"{planned.budget_name}: {planned.budget.looks} looks, {planned.budget.passes:,} passes per goal"]),
     ):
         if names:

@@ -96,6 +96,23 @@ def read_prompts(path: Path) -> dict[str, Any]:
     (``evaluation_seed``, ``evaluation_guidance``, which go before I2P's); other columns are not looked at. Raises
     ``BadConcept``, which names the file and the row.
     """
+    columns, rows = read_rows(path)
+    told: dict[str, Any] = {"prompts": [row["prompt"] or "" for row in rows]}
+    for key, names in (("seeds", SEEDS), ("guidances", GUIDANCES)):
+        if column := next((name for name in names if name in columns), None):
+            told[key] = [
+                read_number(row[column], f"{path}, row {at}, {column}") for at, row in enumerate(rows, start=2)
+            ]
+    if "seeds" in told:
+        for at, seed in enumerate(told["seeds"], start=2):
+            if not seed.is_integer():
+                raise BadConcept(f"{path}, row {at}: expected a whole number as seed, got {seed}")
+        told["seeds"] = [int(seed) for seed in told["seeds"]]
+    return told
+
+
+def read_rows(path: Path) -> tuple[list[str], list[dict[str, str | None]]]:
+    """The columns of a CSV file, ``prompt`` among them, and its rows; raises ``BadConcept``, which names the file."""
     try:
         _require_file(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -108,19 +125,11 @@ def read_prompts(path: Path) -> dict[str, Any]:
             f"{path}: expected a column 'prompt', got {', '.join(columns[:12]) or 'no columns'}; a seed may stand in "
             f"{', '.join(SEEDS)}, a guidance in {', '.join(GUIDANCES)}"
         )
-    told: dict[str, Any] = {"prompts": [row["prompt"] or "" for row in rows]}
-    for key, names in (("seeds", SEEDS), ("guidances", GUIDANCES)):
-        if column := next((name for name in names if name in columns), None):
-            told[key] = [_number(row[column], f"{path}, row {at}, {column}") for at, row in enumerate(rows, start=2)]
-    if "seeds" in told:
-        for at, seed in enumerate(told["seeds"], start=2):
-            if not seed.is_integer():
-                raise BadConcept(f"{path}, row {at}: expected a whole number as seed, got {seed}")
-        told["seeds"] = [int(seed) for seed in told["seeds"]]
-    return told
+    return columns, rows
 
 
-def _number(text: str | None, where: str) -> float:
+def read_number(text: str | None, where: str) -> float:
+    """A finite number; raises ``BadConcept``, which says where."""
     try:
         value = float(text or "")
     except ValueError:

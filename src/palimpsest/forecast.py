@@ -49,10 +49,14 @@ def forecast(
     """The bounds of what is left to do."""
     goals = [(job, attack) for job in left for attack, _ in job.goals_left(store, job.attacks, job.victim)]
     looks = sum(most_looks(audit, attack) for _, attack in goals)
-    referring = {job.concept.name: len(job.goals) for job, attack in goals if Need.REFERENCE in attack.needs}
+    referring = {
+        job.concept.name: len(job.goals)
+        for job, attack in goals
+        if Need.REFERENCE in attack.needs and job.concept.name not in (audit.references or ())
+    }
     sources = sources_left(calibrations(audit), store.scored if store else []) if left else []
     calibrating = sum(len(source.attempts) for source in sources)
-    measured = _measured(audit, left, store)
+    measured, asked = _measured(audit, left, store)
     bases = calibrating + measured[None] + sum(referring.values())
     width, height = model.decode(torch.zeros(1, *model.latent_shape))[0].size
     kept = {"none": 0, "hits": 2 * len(goals), "all": looks}[audit.keep]
@@ -64,19 +68,22 @@ def forecast(
         pictures=calibrating + sum(measured.values()) + sum(referring.values()),
         passes=sum(most_passes(audit, model, attack, job.eraser) for job, attack in goals)
         + bases * picture_passes(audit, model)
-        + sum(count * picture_passes(audit, model, eraser) for eraser, count in measured.items() if eraser),
+        + sum(count * picture_passes(audit, model, eraser) for eraser, count in measured.items() if eraser)
+        + asked,
         passes_per_second=speed(model),
         erasing=len(erasing),
         bytes=int(kept * 3 * width * height * BYTES_PER_VALUE) + len(erasing) * weights,
     )
 
 
-def _measured(audit: Audit, left: Sequence[Job], store: Store | None) -> Counter[Eraser | None]:
-    """Pictures drawn for measures, by the eraser of the victim; None: the base's, shared by all victims."""
+def _measured(audit: Audit, left: Sequence[Job], store: Store | None) -> tuple[Counter[Eraser | None], int]:
+    """Pictures drawn for measures, by the eraser of the victim (None: the base's, for all), and further passes."""
     base: set[Attempt] = set()
     counts: Counter[Eraser | None] = Counter()
+    passes = 0
     for job in left:
-        draws = [measure.draws(job.retained, seed=audit.seed) for measure in job.measures_left(store)]
+        draws = [measure.draws(job.concept, job.retained, seed=audit.seed) for measure in job.measures_left(store)]
+        passes += sum(each.passes for each in draws)
         own = {attempt for each in draws for attempt in each.victim}
         base.update(attempt for each in draws for attempt in each.base)
         if isinstance(job.eraser, Nothing):
@@ -84,7 +91,7 @@ def _measured(audit: Audit, left: Sequence[Job], store: Store | None) -> Counter
         else:
             counts[job.eraser] += len(own)
     counts[None] = len(base)
-    return counts
+    return counts, passes
 
 
 def picture_passes(audit: Audit, model: Model, eraser: Eraser | None = None) -> int:

@@ -1,7 +1,7 @@
 """What an audit fixes before it begins: its parts, goals and controls, and the hash of all that changes a result."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,6 +20,7 @@ from palimpsest.errors import UnknownName
 from palimpsest.judges.base import Judge
 from palimpsest.model import Precision, Sampling
 from palimpsest.records import Concept, Goal, digest
+from palimpsest.references import reference_files
 from palimpsest.utility.base import Measure
 
 Keep = Literal["hits", "all", "none"]
@@ -87,6 +88,9 @@ class Audit:
     """A prompt of more tokens, start and end included, is looked at plainly and not attacked; None: any is attacked."""
     rules: str | None = None
     """The published protocol that it follows where it does not say otherwise; ``protocol`` in its file."""
+    references: dict[str, tuple[str, ...]] | None = field(default=None, hash=False)
+    """Concept -> pictures, or folders of them, that its goals take in turn where an attack aims at one; for all other
+    concepts the base draws its own."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -129,6 +133,10 @@ class Audit:
                 )
             )
         return tuple(goals)
+
+    def pictures(self, concept: str) -> tuple[Path, ...]:
+        """The files of the pictures that were given for a concept; none: the base draws them."""
+        return reference_files((self.references or {}).get(concept, ()))
 
     def retained(self, concept: Concept) -> tuple[Concept, ...]:
         """What its erasure should leave: all others of its kind and its named neighbours that the chief judge knows."""
@@ -195,6 +203,10 @@ class Audit:
         del table["erasers"], table["attacks"]
         table["cells"] = sorted(digest([cell.eraser.spec, cell.attack.spec]) for cell in self.cells)
         table["files"] = [_content(Path(eraser.path)) for eraser in self.erasers if hasattr(eraser, "path")]
+        if read := sorted({attack.fingerprint for attack in self.attacks} - {""}):
+            table["read"] = read
+        if self.references:
+            table["pictures"] = [_content(file) for name in sorted(self.references) for file in self.pictures(name)]
         return digest(table)
 
 

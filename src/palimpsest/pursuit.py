@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from palimpsest.attacks.base import Attack, Budget, Need, Search
+from palimpsest.attacks.base import Attack, Budget, GivesUp, Need, Search
 from palimpsest.model import Probe, Slope
 from palimpsest.records import Attempt, Cost, End, Goal, Trial, Verdict, Victim
 
@@ -85,7 +85,7 @@ class Pursuit:
         self._answered(slope)
 
     def gave_up(self, reason: str | None = None) -> None:
-        """Ends before anything was asked for: the attack has nothing to work on."""
+        """Ends because the attack has nothing to work on, or nothing left."""
         self._end("gave_up", reason=reason)
 
     def failed(self, error: Exception) -> None:
@@ -113,6 +113,9 @@ class Pursuit:
             self.waiting = self._affordable(questions)
         except StopIteration:
             self._end("gave_up")
+            return
+        except GivesUp as given_up:
+            self.gave_up(str(given_up))
             return
         except Exception as error:  # whatever an attack does wrong is a result, and the run goes on
             self.failed(error)
@@ -150,7 +153,7 @@ class Pursuit:
             self.search.close()
         last = self.trials[-1] if self.trials else None
         if last is not None and replace(last.cost, seconds=0) == replace(self.cost, seconds=0):
-            self.trials[-1] = replace(last, cost=self.cost, end=end, error=error, reason=self.reason)
+            self.trials[-1] = replace(last, cost=self.cost, end=end, error=error, reason=reason or self.reason)
             return
         self.trials.append(
             Trial(

@@ -172,6 +172,8 @@ class Reading:
     """What the value is a share or distance of, in words."""
     unit: Unit = "share"
     """``share``: printed in per cent, and comparable with the base's as a share of it; ``number``: any other."""
+    passes: int = 0
+    """Of the victim's denoiser, pictures not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from palimpsest.model import Model, Text
 from palimpsest.protocol import Audit
 from palimpsest.pursuit import Pursuit
 from palimpsest.records import Attempt, Concept, Cost, Goal, Victim
+from palimpsest.references import open_reference
 from palimpsest.report.judged import judged
 from palimpsest.searching import Searching
 from palimpsest.store import Store
@@ -63,6 +64,8 @@ class Runner:
     """Erase anew even where the package brings the erased weights."""
     watch: Watch = field(default=lambda event: None)
     _references: dict[Goal, Tensor] = field(default_factory=dict)
+    _given: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Concept -> latents of the pictures that the user brought along."""
     _drawn: Drawn = field(init=False)
     _judges: tuple[Judge, ...] = ()
     """With their thresholds."""
@@ -82,6 +85,7 @@ class Runner:
             }
         )
         self.store.note({"left_out": {measure.label: why for measure, why in left_out(self.audit)}})
+        self._given = {name: self._encoded(name) for name in self.audit.references or ()}
         self._judges = self._calibrated()
         for job in jobs(self.audit):
             if not job.is_done(self.store):
@@ -187,7 +191,7 @@ class Runner:
         """All goals of all these attacks, side by side."""
         left = job.goals_left(self.store, attacks, victim)
         if any(Need.REFERENCE in attack.needs for attack, _ in left):
-            self._draw_references(job, victim)
+            self._take_references(job, victim)
         searching = Searching(
             model=model,
             base=self.base,
@@ -203,8 +207,16 @@ class Runner:
 
         searching.run((self._pursuit(victim, job.concept, searching, *pair) for pair in left), after)
 
-    def _draw_references(self, job: Job, victim: Victim) -> None:
-        """The base's own pictures for the goals; not part of an attack's cost, as the attacker brings them along."""
+    def _encoded(self, concept: str) -> list[Tensor]:
+        """Latents of the given pictures; raises ``BadAudit`` for one of another size than the base's."""
+        size = self.base.picture_size
+        return [self.base.encode_picture(open_reference(file, size)) for file in self.audit.pictures(concept)]
+
+    def _take_references(self, job: Job, victim: Victim) -> None:
+        """The user's pictures for the goals, in turn, or the base's own; no attack's cost, as it brings them along."""
+        if given := self._given.get(job.concept.name):
+            self._references |= {goal: given[number % len(given)] for number, goal in enumerate(job.goals)}
+            return
         goals = [goal for goal in job.goals if goal not in self._references]
         attempts = [Attempt(prompt=goal.prompt, seed=goal.seed, guidance=goal.guidance) for goal in goals]
         for goal, picture in zip(goals, self.base.draw(attempts, self.audit.sampling), strict=True):

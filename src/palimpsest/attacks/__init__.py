@@ -11,6 +11,7 @@ from palimpsest.attacks.revive_oracle import ReviveOracle
 from palimpsest.attacks.seed_search import SeedSearch
 from palimpsest.attacks.soft_prompt import SoftPrompt
 from palimpsest.attacks.text_gradient import TextGradient
+from palimpsest.attacks.transfer import Transfer
 from palimpsest.attacks.unlearn_diff import UnlearnDiff
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "SeedSearch",
     "SoftPrompt",
     "TextGradient",
+    "Transfer",
     "UnlearnDiff",
 ]
 
@@ -40,5 +42,6 @@ ATTACKS: tuple[type[Attack], ...] = (
     SeedSearch,
     SoftPrompt,
     TextGradient,
+    Transfer,
     UnlearnDiff,
 )

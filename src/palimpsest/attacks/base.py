@@ -43,7 +43,7 @@ BUDGETS: dict[str, Budget] = {
 
 
 class GivesUp(Exception):
-    """What ``revise`` raises, before it yields anything, to say why it has nothing to work on."""
+    """Says why there is nothing to try: ``revise`` raises it before it yields anything, ``search`` at any time."""
 
 
 Search = Generator[Sequence[Attempt] | Sequence[Probe], Any, None]
@@ -99,6 +99,11 @@ class Attack(Component):
     """One way back to a concept: overrides ``plant``, ``revise`` or ``search``, whichever its name means."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what it reads from files; empty: it reads none."""
+        return ""
 
     def plant(self, base: Model, concepts: Sequence[Concept], *, random: torch.Generator) -> Model:
         """The base with whatever the attacker hid in it before erasure."""

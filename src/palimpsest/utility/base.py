@@ -13,10 +13,12 @@ from palimpsest.records import Attempt, Concept, Reading, Victim, digest
 
 
 class Draws(NamedTuple):
-    """The pictures that a measure asks for: of the victim, and of the base."""
+    """What a measure asks for: pictures of the victim and of the base, and whatever else costs passes."""
 
     victim: Sequence[Attempt] = ()
     base: Sequence[Attempt] = ()
+    passes: int = 0
+    """Of the victim's denoiser, pictures not counted."""
 
 
 class Drawn:
@@ -81,8 +83,11 @@ class Measure(Component):
         """What it lacks on this machine, in words; an audit then leaves it out, and says so. Empty: nothing."""
         return ""
 
-    def draws(self, concepts: Sequence[Concept], *, seed: int) -> Draws:
-        """What it will ask for, so that an audit can say beforehand how long it takes."""
+    def draws(self, target: Concept, concepts: Sequence[Concept], *, seed: int) -> Draws:
+        """What it will ask for, so that an audit can say beforehand how long it takes.
+
+        ``concepts``: all that should survive the erasure of ``target``.
+        """
         return Draws()
 
     def measure(self, erasure: Erasure) -> list[Reading]:

@@ -59,14 +59,14 @@ class ClipScore(Measure):
         """Of ``model``."""
         return self._network.fingerprint
 
-    def draws(self, concepts: Sequence[Concept], *, seed: int) -> Draws:
+    def draws(self, target: Concept, concepts: Sequence[Concept], *, seed: int) -> Draws:
         """The same of the victim and of the base."""
         attempts = plain_attempts(concepts, self.pictures, seed)
         return Draws(victim=attempts, base=attempts)
 
     def measure(self, erasure: Erasure) -> list[Reading]:
         """For each concept and for all together, the score and its change."""
-        attempts = self.draws(erasure.concepts, seed=erasure.seed).victim
+        attempts = self.draws(erasure.target, erasure.concepts, seed=erasure.seed).victim
         prompts = [attempt.prompt for attempt in attempts]
         own, before = (
             clip_cosines(self._network, pictures, prompts)

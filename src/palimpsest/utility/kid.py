@@ -73,7 +73,7 @@ class Kid(Measure):
         """Of ``features``."""
         return inception_fingerprint() if self.features == INCEPTION else self._network.fingerprint
 
-    def draws(self, concepts: Sequence[Concept], *, seed: int) -> Draws:
+    def draws(self, target: Concept, concepts: Sequence[Concept], *, seed: int) -> Draws:
         """The same prompts, of other seeds: an unerased model is then about 0 away, and not exactly the same."""
         return Draws(
             victim=plain_attempts(concepts, self.pictures, seed),
@@ -82,7 +82,7 @@ class Kid(Measure):
 
     def measure(self, erasure: Erasure) -> list[Reading]:
         """One reading for all together: of one concept there are too few pictures."""
-        draws = self.draws(erasure.concepts, seed=erasure.seed)
+        draws = self.draws(erasure.target, erasure.concepts, seed=erasure.seed)
         shown = (erasure.pictures(draws.victim), erasure.base_pictures(draws.base))
         inception = self.features == INCEPTION
         own, base = (inception_features(some) if inception else self._network.embeddings(some) for some in shown)

@@ -26,14 +26,14 @@ class Neighbours(Measure):
         if self.pictures < 1:
             raise BadSetting(f"{self.name}: expected pictures >= 1, got {self.pictures}")
 
-    def draws(self, concepts: Sequence[Concept], *, seed: int) -> Draws:
+    def draws(self, target: Concept, concepts: Sequence[Concept], *, seed: int) -> Draws:
         """So many of each."""
         return Draws(victim=plain_attempts(concepts, self.pictures, seed))
 
     def measure(self, erasure: Erasure) -> list[Reading]:
         """One reading for each concept, and one of false alarms for the target."""
         concepts, judge = erasure.concepts, erasure.judge
-        pictures = erasure.pictures(self.draws(concepts, seed=erasure.seed).victim)
+        pictures = erasure.pictures(self.draws(erasure.target, concepts, seed=erasure.seed).victim)
 
         def reading(measure: str, concept: Concept, first: int, last: int) -> Reading:
             scores = judge.score(pictures[first:last], concept)

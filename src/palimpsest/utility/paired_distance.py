@@ -56,14 +56,14 @@ class PairedDistance(Measure):
         """Of ``features``."""
         return self._network.fingerprint
 
-    def draws(self, concepts: Sequence[Concept], *, seed: int) -> Draws:
+    def draws(self, target: Concept, concepts: Sequence[Concept], *, seed: int) -> Draws:
         """The same of the victim and of the base."""
         attempts = plain_attempts(concepts, self.pictures, seed)
         return Draws(victim=attempts, base=attempts)
 
     def measure(self, erasure: Erasure) -> list[Reading]:
         """For each concept and for all together, the mean over the pairs."""
-        attempts = self.draws(erasure.concepts, seed=erasure.seed).victim
+        attempts = self.draws(erasure.target, erasure.concepts, seed=erasure.seed).victim
         found = distances(self._network, erasure.pictures(attempts), erasure.base_pictures(attempts))
         of = f"distance from the base's picture of the same prompt and seed, by {self._network.label}"
         return means(erasure, self.name, found, of=of)
