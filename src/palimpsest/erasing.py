@@ -18,9 +18,9 @@ from torch import Tensor
 
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.checkpoint import Checkpoint
-from palimpsest.erasers.fitting import Diverged, Progress, training_in
 from palimpsest.erasers.nothing import Nothing
 from palimpsest.errors import BadModel, BadRun, BadSetting, writing
+from palimpsest.fitting import Diverged, Progress, training_in
 from palimpsest.jobs import Job
 from palimpsest.model import Model
 from palimpsest.model.layouts import to_low_rank

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.erasers.base import Eraser
-from palimpsest.erasers.fitting import Fit
-from palimpsest.erasers.negative_guidance import below, point, predictions
+from palimpsest.fitting import Fit
 from palimpsest.model import Model, Text
+from palimpsest.negative_guidance import below, point, predictions
 from palimpsest.records import Concept
 
 
