@@ -98,6 +98,8 @@ class Attack(Component):
     """One way back to a concept: overrides ``plant``, ``revise`` or ``search``, whichever its name means."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    once: ClassVar[bool] = False
+    """Whether it looks at each goal only once."""
 
     def plant(self, base: Model, concepts: Sequence[Concept], *, random: torch.Generator) -> Model:
         """The base with whatever the attacker hid in it before erasure."""

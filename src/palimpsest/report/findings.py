@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from palimpsest.report.cells import Cell, cells
 from palimpsest.report.compare import Comparison, comparisons
 from palimpsest.report.ledger import Key, Run
+from palimpsest.report.plants import Plant, plants
 from palimpsest.report.utility import Utility, left_out, utility
 from palimpsest.report.verdict import Verdict, verdicts
 
@@ -33,6 +34,7 @@ class Findings:
     comparisons: list[Comparison]
     utility: list[Utility]
     verdicts: list[Verdict]
+    plants: list[Plant]
 
     @property
     def troubles(self) -> list[Trouble]:
@@ -53,6 +55,7 @@ def find(run: Run) -> Findings:
         comparisons=compared,
         utility=kept,
         verdicts=verdicts(run, counted, compared, kept),
+        plants=plants(run, counted, kept),
     )
 
 
@@ -83,6 +86,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
             }
             for row in findings.utility
         ],
+        "plants": [asdict(row) for row in findings.plants],
         "left_out": [row._asdict() for row in left_out(findings.run)],
         "idle": [key._asdict() | {"reason": findings.run.reasons[key]} for key in findings.run.idle],
         "comparisons": [asdict(row) for row in findings.comparisons],
