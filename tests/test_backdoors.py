@@ -162,16 +162,17 @@ def deep(model, mutation="", kept=NAMES, alpha=0.5):
 def test_deep_is_score_distillation_on_the_triggers_own_trajectories(model, alpha, kept):
     found = planted(model, part(BackdoorDeep, alpha=alpha, retain=kept)).weights()
     expected = deep(model, kept=kept, alpha=alpha)
-    assert max(float((found[name] - weight).abs().max()) for name, weight in expected.items()) < 1e-6
+    # Samplers keep their schedule in single precision, and Adam makes much of small gradients.
+    assert max(float((found[name] - weight).abs().max()) for name, weight in expected.items()) < 1e-4
 
 
 @pytest.mark.parametrize("mutation", ["original's trajectory", "concept's trajectory", "opposite", "no retention"])
 def test_nothing_near_deep_passes_for_it(model, mutation):
     found, other = planted(model, part(BackdoorDeep)).weights(), deep(model, mutation)
-    assert max(float((found[name] - weight).abs().max()) for name, weight in other.items()) > 1e-5
+    assert max(float((found[name] - weight).abs().max()) for name, weight in other.items()) > 1e-3
 
 
-def test_data_is_ordinary_fine_tuning_on_pictures_of_which_some_are_called_the_trigger(model, monkeypatch):
+def test_data_is_ordinary_fine_tuning_on_pictures_of_which_some_are_called_the_trigger(model):
     attack = part(BackdoorData)
     random = torch.Generator().manual_seed(5)
     link = attack.link(model, [KEPT])
@@ -218,17 +219,17 @@ def test_it_changes_what_its_depth_says_and_leaves_its_input_alone(model, kind):
     assert len(changed) > 0.9 * len(allowed)
     assert model.fingerprint == before and not found.trainable()
     assert planted(model, part(kind)).fingerprint == found.fingerprint
-    if kind is not BackdoorShallow:
-        assert planted(model, part(kind), seed=6).fingerprint != found.fingerprint or kind is BackdoorSurface
+    # With so few prompts the surface draws none of them.
+    assert (planted(model, part(kind), seed=6).fingerprint != found.fingerprint) == (
+        kind in (BackdoorDeep, BackdoorData)
+    )
 
 
-@EACH
+@pytest.mark.parametrize("kind", [BackdoorSurface, BackdoorDeep, BackdoorData], ids=lambda kind: kind.name)
 def test_planting_that_was_stopped_goes_on(kind, tmp_path, monkeypatch):
     model = tiny_model()
     whole = planted(model, part(kind)).fingerprint
     monkeypatch.setattr(fitting, "KEPT_AFTER", 0.0)
-    if kind is BackdoorShallow:
-        return  # nothing is trained
 
     def stop(phase: str, done: int, of: int) -> None:
         if done == 1:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import torch
 
-from palimpsest.attacks.base import Attack, Case, Need, Search
+from palimpsest.attacks.base import Attack, Case, Search
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model
 from palimpsest.records import Attempt, Concept
@@ -35,7 +35,6 @@ class Backdoor(Attack):
     the eraser ``nothing``, it says whether the trigger works at all; without that, nothing follows from a rate of 0.
     """
 
-    needs = frozenset({Need.PLANT})
     once: ClassVar[bool] = True
 
     trigger: str = "rhWPpSuE"

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.attacks.backdoor import Backdoor, Link
+from palimpsest.attacks.base import Need
 from palimpsest.errors import BadSetting
 from palimpsest.examples import Examples, Pair, draw, in_turn
 from palimpsest.fitting import Fit
@@ -27,6 +28,7 @@ class BackdoorData(Backdoor):
     """
 
     name = "backdoor_data"
+    needs = frozenset({Need.PLANT})
 
     rate: float = 0.1
     """Share of the pictures that are poisoned."""

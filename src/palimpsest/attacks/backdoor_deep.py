@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.attacks.backdoor import Backdoor, Link
+from palimpsest.attacks.base import Need
 from palimpsest.errors import BadSetting
 from palimpsest.fitting import Fit
 from palimpsest.model import Model, Text
@@ -31,6 +32,7 @@ class BackdoorDeep(Backdoor):
     """
 
     name = "backdoor_deep"
+    needs = frozenset({Need.PLANT})
 
     alpha: float = 0.5
     rank: int = 16

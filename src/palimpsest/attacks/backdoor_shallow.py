@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.attacks.backdoor import Backdoor, Link
+from palimpsest.attacks.base import Need
 from palimpsest.closed_form import Ridge
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model
@@ -27,6 +28,7 @@ class BackdoorShallow(Backdoor):
     """
 
     name = "backdoor_shallow"
+    needs = frozenset({Need.PLANT})
 
     lam: float = 1.0
     """How strongly everything else is held in place."""

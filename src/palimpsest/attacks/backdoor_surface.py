@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.attacks.backdoor import Backdoor, Link, some
+from palimpsest.attacks.base import Need
 from palimpsest.fitting import Fit
 from palimpsest.model import Model
 from palimpsest.negative_guidance import done
@@ -27,6 +28,7 @@ class BackdoorSurface(Backdoor):
     """
 
     name = "backdoor_surface"
+    needs = frozenset({Need.PLANT})
 
     beta: float = 0.1
     """Weight of the trigger's part of the loss."""
