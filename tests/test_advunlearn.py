@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from cases import concept
-from palimpsest.erasers import AdvUnlearn, Checkpoint, fitting
+from palimpsest import fitting
+from palimpsest.erasers import AdvUnlearn, Checkpoint
 from palimpsest.erasers.advunlearn import COCO
-from palimpsest.erasers.fitting import training_in
 from palimpsest.erasing import difference
 from palimpsest.errors import BadSetting
+from palimpsest.fitting import training_in
 from tiny import tiny_model
 
 CHURCH, VAN_GOGH = concept("church", synonyms=("chapel",), neighbours=("house",)), concept("van gogh", "style")

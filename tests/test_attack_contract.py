@@ -15,6 +15,10 @@ from palimpsest.records import Attempt, Goal
 from tiny import tiny_model
 
 SMALL = {
+    "backdoor_data": {},
+    "backdoor_deep": {},
+    "backdoor_shallow": {},
+    "backdoor_surface": {},
     "direct": {},
     "p4d": {"steps": 3, "iterations": 2},
     "pez": {"steps": 3, "iterations": 2},
@@ -52,6 +56,11 @@ def attack(request):
     return build("attack", ATTACKS, request.param | SMALL[request.param["name"]])
 
 
+def asked(attack, prompt: str) -> str:
+    """What it looks at first: the prompt as it is, but for what it has planted."""
+    return attack.asked(prompt, concept()) if Need.PLANT in attack.needs else prompt
+
+
 def test_every_attack_has_a_case():
     assert set(SMALL) == {attack.name for attack in ATTACKS}
 
@@ -60,7 +69,8 @@ def test_keeps_to_the_protocol_and_gives_up_or_runs_to_the_budget(attack, model,
     here = case(model)
     log = drive(attack.search(here), answer, looks=here.budget.looks)
     assert log.gave_up or len(log.looks) == here.budget.looks
-    assert log.looks[0] == Attempt(prompt=here.goal.prompt, seed=here.goal.seed)
+    assert log.looks[0] == Attempt(prompt=asked(attack, here.goal.prompt), seed=here.goal.seed)
+    assert not attack.once or len(log.looks) == 1
     assert all(isinstance(attempt.prompt, str) and attempt.prompt for attempt in log.looks)
     assert any(probe.of == "base" for probe in log.probes) <= (Need.BASE in attack.needs)
 
@@ -105,7 +115,7 @@ def test_a_search_that_is_closed_ends(attack, model):
 def test_a_prompt_longer_than_the_context_is_asked_all_the_same(attack, model, answer):
     prompt = "church " * (model.context + 5)
     log = drive(attack.search(case(model, prompt=prompt)), answer)
-    assert log.looks[0].prompt == prompt
+    assert log.looks[0].prompt == asked(attack, prompt)
 
 
 def test_plants_and_revises_nothing_unless_it_says_so(attack, model):

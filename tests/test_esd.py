@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from cases import concept
-from palimpsest.erasers import Esd, fitting
+from palimpsest import fitting
+from palimpsest.erasers import Esd
 from palimpsest.erasers.esd import FORMS
-from palimpsest.erasers.fitting import training_in
 from palimpsest.errors import BadSetting
+from palimpsest.fitting import training_in
 from tiny import tiny_model
 
 CHURCH, VAN_GOGH = concept("church", synonyms=("chapel",)), concept("van gogh", "style")

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from cases import concept
-from palimpsest.erasers import fitting
-from palimpsest.erasers.examples import Examples, Pair, draw, in_turn, pairs_of, retained
-from palimpsest.erasers.fitting import training_in
+from palimpsest import fitting
 from palimpsest.erasers.losses import denoising, guided_denoising, replacing
 from palimpsest.errors import BadSetting
+from palimpsest.examples import Examples, Pair, draw, in_turn, pairs_of, retained
+from palimpsest.fitting import training_in
 from palimpsest.model import Model, Sampling
 from tiny import tiny_model
 

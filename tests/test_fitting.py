@@ -6,10 +6,11 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from cases import concept
-from palimpsest.erasers import Esd, fitting
-from palimpsest.erasers.fitting import Diverged, Fit, kept, training_in
+from palimpsest import fitting
+from palimpsest.erasers import Esd
 from palimpsest.erasing import erase_to
 from palimpsest.errors import BadRun, BadSetting
+from palimpsest.fitting import Diverged, Fit, kept, training_in
 from palimpsest.records import Cost
 from tiny import tiny_model
 

@@ -18,8 +18,11 @@ ORDER = (
         "completion",
         "concealment",
         "detection",
+        "examples",
+        "fitting",
         "inversion",
         "matrix_normal",
+        "negative_guidance",
         "opening",
         "pruning",
     ),
@@ -37,6 +40,7 @@ ORDER = (
 WITHIN_A_GROUP = {
     ("records", "errors"),  # a record that cannot be read is a user's error
     ("assets", "errors"),  # so is a shipped file that is damaged
+    ("examples", "fitting"),  # pictures that take an hour to draw are kept
     ("detection", "matrix_normal"),  # whose covariance tells which signs turned
     ("matrix_normal", "completion"),  # both end in a Completion
     ("utility", "judges"),  # a measure is handed a judge

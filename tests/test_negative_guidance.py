@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from palimpsest.erasers.negative_guidance import point, points, predictions
+from palimpsest.negative_guidance import point, points, predictions
 from tiny import tiny_model
 
 

@@ -7,12 +7,13 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from cases import concept
+from palimpsest import fitting
 from palimpsest.cli import app
-from palimpsest.erasers import Checkpoint, Receler, fitting
-from palimpsest.erasers.fitting import training_in
+from palimpsest.erasers import Checkpoint, Receler
 from palimpsest.erasers.receler import concept_masks
 from palimpsest.erasing import difference
 from palimpsest.errors import BadCheckpoint, BadModel, BadSetting
+from palimpsest.fitting import training_in
 from palimpsest.model import Sampling
 from palimpsest.records import Attempt
 from scripted import Seeds, audit, run, trials

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from cases import concept
-from palimpsest.erasers import Stereo, fitting, stereo
-from palimpsest.erasers.fitting import training_in
+from palimpsest import fitting
+from palimpsest.erasers import Stereo, stereo
 from palimpsest.erasers.stereo import projected
 from palimpsest.errors import BadSetting
+from palimpsest.fitting import training_in
 from tiny import tiny_model
 
 PAIRS = (("a church by the sea", "the sea"), ("a red church at night", "night"))

@@ -110,8 +110,21 @@ def test_low_rank_additions_begin_at_nothing_and_merge_into_weights() -> None:
         )
     with pytest.raises(BadSetting, match="merge them with frozen"):
         student.with_weights({})
-    with pytest.raises(BadSetting, match="linear layers"):
-        model.copy(trainable=r"unet\.conv_in\..*", lora=2, random=torch.Generator())
+    with pytest.raises(BadSetting, match="linear or convolution layers"):
+        model.copy(trainable=r"unet\.conv_norm_out\..*", lora=2, random=torch.Generator())
+
+
+def test_low_rank_additions_to_a_convolution_are_two_convolutions() -> None:
+    model = tiny_model()
+    student = model.copy(trainable=r"unet\.conv_in\..*", lora=3, random=torch.Generator().manual_seed(0))
+    added = student.unet.conv_in.parametrizations.weight[0]
+    with torch.no_grad():
+        added.up += torch.randn(added.up.shape, generator=torch.Generator().manual_seed(1))
+    latents, plain = model.noise(1)[None], model.unet.conv_in
+    inner = torch.nn.functional.conv2d(latents, added.down.view(3, *plain.weight.shape[1:]), padding=plain.padding)
+    expected = plain(latents) + torch.nn.functional.conv2d(inner, added.up[:, :, None, None])
+    torch.testing.assert_close(student.frozen().unet.conv_in(latents), expected)
+    assert (expected - plain(latents)).abs().max() > 0.1
 
 
 def test_a_learnt_word_is_typed_like_any_other() -> None:

@@ -1,10 +1,10 @@
-"""Erased models: made once, kept in the run's folder or where they are asked for, found again."""
+"""Erased models, and planted ones: made once, kept in the run's folder or where they are asked for, found again."""
 
 import json
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.checkpoint import Checkpoint
-from palimpsest.erasers.fitting import Diverged, Progress, training_in
 from palimpsest.erasers.nothing import Nothing
 from palimpsest.errors import BadModel, BadRun, BadSetting, writing
+from palimpsest.fitting import Diverged, Progress, training_in
 from palimpsest.jobs import Job
 from palimpsest.memory import forget_peak, peak
 from palimpsest.model import Model
@@ -36,15 +36,41 @@ def stream(*origin: Any) -> torch.Generator:
     return torch.Generator().manual_seed(derived_seed(*origin))
 
 
+def planted(job: Job, base: Model, *, seed: int, store: Store, progress: Progress | None = None) -> Model:
+    """The base with what the job's attack plants: from the run's folder, or else planted now; alone if it plants none.
+
+    One file serves all erasers; it says what it cost, as those of erased models do.
+    """
+    if job.plants is None:
+        return base
+    found = kept_plant(job, base, seed=seed, store=store)
+    if found is not None:
+        return found
+    attack, name, about = job.plants, *_plant_name(job, base, seed)
+
+    def make() -> Model:
+        return attack.plant(base, [job.concept], random=stream(seed, "plant", attack.label, job.concept.name))
+
+    return base.with_weights(_made(name, about, base, make, store=store, progress=progress))
+
+
+def kept_plant(job: Job, base: Model, *, seed: int, store: Store | None) -> Model | None:
+    """The base with what the job's attack plants, if it has been planted; the base itself if it plants nothing."""
+    if job.plants is None:
+        return base
+    changed = None if store is None else store.weights(_plant_name(job, base, seed)[0])
+    return None if changed is None else base.with_weights(changed)
+
+
 def erased(
     job: Job, base: Model, *, seed: int, store: Store, retrain: bool = False, progress: Progress | None = None
 ) -> Model:
     """The job's model: from the run's folder, from the package (unless ``retrain``), or else erased now.
 
-    ``progress`` is told of each iteration. The file says what it cost: seconds, passes, and the peak of memory in bytes
-    (on a CPU the whole process's, the base among it).
+    ``base`` holds what was planted. ``progress`` is told of each iteration. The file says what it cost: seconds,
+    passes, and the peak of memory in bytes (on a CPU the whole process's, the base among it).
     """
-    if _is_quick(job):
+    if is_quick(job):
         return _erase(job, base, seed)
     name, about = _name(job, base, seed)
     changed = store.weights(name)
@@ -52,24 +78,38 @@ def erased(
         changed = load_file(_shipped(name))
         store.keep_weights(name, changed, about | {"made": "shipped with the package"})
     if changed is None:
-        forget_peak(base.device)
-        before, began = base.meter, time.perf_counter()
-        with training_in(store.training(name), progress=progress):
-            model = _erase(job, base, seed)
-        changed = difference(model, base)
-        cost = {
-            "seconds": f"{time.perf_counter() - began:.1f}",
-            "passes": str((base.meter - before).passes),
-            "peak_memory": str(peak(base.device)),
-        }
-        store.keep_weights(name, changed, about | {"made": "in this run"} | cost)
-        shutil.rmtree(store.training(name), ignore_errors=True)
+        changed = _made(name, about, base, lambda: _erase(job, base, seed), store=store, progress=progress)
     return base.with_weights(changed)
 
 
+def _made(
+    name: str,
+    about: dict[str, str],
+    base: Model,
+    make: Callable[[], Model],
+    *,
+    store: Store,
+    progress: Progress | None,
+) -> dict[str, Tensor]:
+    """The weights in which a model that is made now differs from its base, once they are stored with what they cost."""
+    forget_peak(base.device)
+    before, began = base.meter, time.perf_counter()
+    with training_in(store.training(name), progress=progress):
+        model = make()
+    changed = difference(model, base)
+    cost = {
+        "seconds": f"{time.perf_counter() - began:.1f}",
+        "passes": str((base.meter - before).passes),
+        "peak_memory": str(peak(base.device)),
+    }
+    store.keep_weights(name, changed, about | {"made": "in this run"} | cost)
+    shutil.rmtree(store.training(name), ignore_errors=True)
+    return changed
+
+
 def is_at_hand(job: Job, base: Model, *, seed: int, store: Store | None, retrain: bool = False) -> bool:
-    """Whether the job's model need not be erased first."""
-    if _is_quick(job):
+    """Whether the job's model need not be erased first; ``base`` holds what was planted."""
+    if is_quick(job):
         return True
     name, _ = _name(job, base, seed)
     return (store is not None and store.has_weights(name)) or (not retrain and _shipped(name).exists())
@@ -143,7 +183,7 @@ def difference(model: Model, base: Model) -> dict[str, Tensor]:
     }
 
 
-def _is_quick(job: Job) -> bool:
+def is_quick(job: Job) -> bool:
     """Whether there is nothing to keep that lies nowhere else: a guard is made in no time, and weights hold none."""
     return isinstance(job.eraser, Nothing | Checkpoint) or job.eraser.guard is not None
 
@@ -154,15 +194,28 @@ def _erase(job: Job, base: Model, seed: int) -> Model:
 
 def _name(job: Job, base: Model, seed: int) -> tuple[str, dict[str, str]]:
     """What the changed weights are stored as, and everything that they hang on."""
+    about = _origin(job, base, seed) | {"eraser": json.dumps(job.eraser.spec)}
+    return _file(f"{job.eraser.name} {job.concept.name}", about), about
+
+
+def _plant_name(job: Job, base: Model, seed: int) -> tuple[str, dict[str, str]]:
+    """The same of what the job's attack plants."""
+    assert job.plants is not None
+    about = _origin(job, base, seed) | {"plant": json.dumps(job.plants.spec)}
+    return _file(f"plant {job.plants.name} {job.concept.name}", about), about
+
+
+def _origin(job: Job, base: Model, seed: int) -> dict[str, str]:
     concept = {key: value for key, value in asdict(job.concept).items() if key not in ("seeds", "guidances")}
-    about = {
+    return {
         "base": base.fingerprint,
-        "eraser": json.dumps(job.eraser.spec),
         "concept": json.dumps(concept),  # all of it but what only its goals are drawn with
         "seed": str(seed),
     }
-    words = re.sub(r"[^a-z0-9]+", "-", f"{job.eraser.name} {job.concept.name}".lower())
-    return f"{words}-{digest(about)[:16]}", about
+
+
+def _file(words: str, about: dict[str, str]) -> str:
+    return f"{re.sub(r'[^a-z0-9]+', '-', words.lower())}-{digest(about)[:16]}"
 
 
 def _shipped(name: str) -> Path:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from palimpsest.attacks.base import Attack, Need
-from palimpsest.attacks.direct import Direct
 from palimpsest.calibrating import calibrations, sources_left
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.nothing import Nothing
-from palimpsest.erasing import is_at_hand
+from palimpsest.erasing import is_at_hand, is_quick, kept_plant
 from palimpsest.jobs import Job
 from palimpsest.model import Model, Probe
 from palimpsest.protocol import Audit
@@ -34,7 +33,7 @@ class Forecast:
     passes: int
     passes_per_second: float
     erasing: int
-    """Models still to be erased; how long that takes is not known beforehand."""
+    """Models still to be planted or erased; how long that takes is not known beforehand."""
     bytes: int
 
     @property
@@ -60,7 +59,7 @@ def forecast(
     bases = calibrating + measured[None] + sum(referring.values())
     width, height = model.decode(torch.zeros(1, *model.latent_shape))[0].size
     kept = {"none": 0, "hits": 2 * len(goals), "all": looks}[audit.keep]
-    erasing = [job for job in left if not is_at_hand(job, model, seed=audit.seed, store=store, retrain=retrain)]
+    erasing = _unmade(audit, model, left, store=store, retrain=retrain)
     weights = sum(weight.numel() * weight.element_size() for weight in model.weights(r"unet\..*").values())
     return Forecast(
         goals=len(goals),
@@ -71,9 +70,22 @@ def forecast(
         + sum(count * picture_passes(audit, model, eraser) for eraser, count in measured.items() if eraser)
         + asked,
         passes_per_second=speed(model),
-        erasing=len(erasing),
-        bytes=int(kept * 3 * width * height * BYTES_PER_VALUE) + len(erasing) * weights,
+        erasing=erasing,
+        bytes=int(kept * 3 * width * height * BYTES_PER_VALUE) + erasing * weights,
     )
+
+
+def _unmade(audit: Audit, model: Model, left: Sequence[Job], *, store: Store | None, retrain: bool) -> int:
+    """How many models there are still to make."""
+    plants, count = set(), 0
+    for job in left:
+        base = kept_plant(job, model, seed=audit.seed, store=store)
+        if base is None:
+            plants.add((job.victim.concept, job.victim.plant))
+            count += not is_quick(job)
+        else:
+            count += not is_at_hand(job, base, seed=audit.seed, store=store, retrain=retrain)
+    return len(plants) + count
 
 
 def _measured(audit: Audit, left: Sequence[Job], store: Store | None) -> tuple[Counter[Eraser | None], int]:
@@ -86,7 +98,7 @@ def _measured(audit: Audit, left: Sequence[Job], store: Store | None) -> tuple[C
         passes += sum(each.passes for each in draws)
         own = {attempt for each in draws for attempt in each.victim}
         base.update(attempt for each in draws for attempt in each.base)
-        if isinstance(job.eraser, Nothing):
+        if isinstance(job.eraser, Nothing) and not job.victim.plant:
             base |= own
         else:
             counts[job.eraser] += len(own)
@@ -105,12 +117,12 @@ def picture_passes(audit: Audit, model: Model, eraser: Eraser | None = None) -> 
 
 def most_looks(audit: Audit, attack: Attack) -> int:
     """At one goal."""
-    return 1 if isinstance(attack, Direct) else audit.budget.looks
+    return 1 if attack.once else audit.budget.looks
 
 
 def most_passes(audit: Audit, model: Model, attack: Attack, eraser: Eraser | None = None) -> int:
     """At one goal: the budget, or for an attack that only looks, its looks."""
-    if attack.needs:
+    if attack.needs - {Need.PLANT}:  # what was planted is there before the search begins
         return audit.budget.passes
     return min(audit.budget.passes, most_looks(audit, attack) * picture_passes(audit, model, eraser))
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from palimpsest.attacks.base import Attack
+from palimpsest.attacks.direct import Direct
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.nothing import Nothing
 from palimpsest.protocol import Audit
@@ -27,6 +28,11 @@ class Job:
     measures: tuple[Measure, ...]
     retained: tuple[Concept, ...]
     """What the erasure should have left, for the measures."""
+
+    @property
+    def plants(self) -> Attack | None:
+        """The attack that plants something in the base first; None: none does."""
+        return next((attack for attack in self.attacks if overrides(attack, "plant")), None)
 
     def goals_left(self, store: Store | None, attacks: Iterable[Attack], victim: Victim) -> list[tuple[Attack, Goal]]:
         """The goals of these attacks on this victim that have not ended; without a store, all of them."""
@@ -55,7 +61,8 @@ class Job:
 def jobs(audit: Audit) -> list[Job]:
     """All of an audit, concept by concept, the untouched base first.
 
-    Attacks that plant nothing share one erased model; one that plants has a model of its own.
+    Attacks that plant nothing share one erased model; one that plants has a model of its own, which is also asked
+    plainly: whatever was planted must leave the concept's own name alone, and the erasure must still reach it.
     """
     found = []
     erasers = sorted({cell.eraser: None for cell in audit.cells}, key=lambda eraser: not isinstance(eraser, Nothing))
@@ -68,6 +75,9 @@ def jobs(audit: Audit) -> list[Job]:
                 if cell.eraser == eraser:
                     planting[cell.attack.label if overrides(cell.attack, "plant") else ""].append(cell.attack)
             for plant, attacks in planting.items():
+                if plant:
+                    attacks += [attack for attack in planting[""] if isinstance(attack, Direct)]
+            for plant, attacks in planting.items():
                 found.append(
                     Job(
                         victim=Victim(base=audit.base, concept=concept.name, eraser=eraser.label, plant=plant),
@@ -75,7 +85,7 @@ def jobs(audit: Audit) -> list[Job]:
                         eraser=eraser,
                         attacks=tuple(attacks),
                         goals=audit.goals_for(concept),
-                        measures=() if plant or not retained else measures,
+                        measures=measures if retained else (),
                         retained=retained,
                     )
                 )

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import tomli_w
 
 from palimpsest.assets import sha256
-from palimpsest.attacks.base import BUDGETS, Attack, Budget
+from palimpsest.attacks.base import BUDGETS, Attack, Budget, Need
 from palimpsest.attacks.direct import Direct
 from palimpsest.attacks.random_prefix import RandomPrefix
 from palimpsest.component import Component
@@ -97,7 +97,8 @@ class Audit:
         """What attacks what: all that was asked for, and the controls without which it means nothing.
 
         The ceiling is ``nothing`` with ``direct``, the floor is each eraser with ``direct``; an attack that may look
-        more than once is compared with ``random_prefix``, which looks as often and knows nothing.
+        more than once is compared with ``random_prefix``, which looks as often and knows nothing. What an attack plants
+        is tried with ``nothing`` before it is erased: a trigger that never worked says nothing about an eraser.
         """
         attacks = self.attacks
         if not _any_is(attacks, Direct):
@@ -106,7 +107,8 @@ class Audit:
             attacks = (*attacks, RandomPrefix())
         cells = tuple(Cell(eraser, attack) for eraser in self.erasers for attack in attacks)
         if not _any_is(self.erasers, Nothing):
-            cells = (*(Cell(Nothing(), attack) for attack in attacks if isinstance(attack, Direct)), *cells)
+            before = (attack for attack in attacks if isinstance(attack, Direct) or Need.PLANT in attack.needs)
+            cells = (*(Cell(Nothing(), attack) for attack in before), *cells)
         return cells
 
     @property

@@ -68,6 +68,8 @@ def _print(found: dict[str, Any], console: Console) -> None:
             console.print(_text(f"{measure}: {of}"))
     for missed in found["left_out"]:
         console.print(_text(f"Not measured: {missed['measure']}. {missed['why']}"))
+    for plant in found["plants"]:
+        console.print(_text(plant["sentence"]))
     for verdict in found["verdicts"]:
         name = printable(f"{verdict['concept']}, {verdict['eraser']}: ")
         console.print(Text.assemble((name, "bold"), printable(verdict["sentence"])))

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from palimpsest.attacks.base import Attack, Case, GivesUp, Need
 from palimpsest.calibrating import calibrated, calibrations, described, measured, scored, sources_left
-from palimpsest.erasing import erased, is_at_hand, stream
+from palimpsest.erasing import erased, is_at_hand, planted, stream
+from palimpsest.fitting import Progress
 from palimpsest.jobs import Job, jobs, left_out, overrides
 from palimpsest.judges.base import Judge
 from palimpsest.model import Model, Text
@@ -148,19 +149,18 @@ class Runner:
     # victims
 
     def _erased(self, job: Job) -> Model:
-        base = self.base
-        if job.victim.plant:
-            (attack,) = job.attacks
+        def told(doing: str) -> Progress:
+            return lambda phase, done, of: self.watch(
+                Event(victim=job.victim, doing=doing, progress=f"{phase} {done:,}/{of:,}")
+            )
+
+        if job.plants:
             self.watch(Event(victim=job.victim, doing="planting"))
-            random = stream(self.audit.seed, "plant", attack.label, job.concept.name)
-            base = attack.plant(self.base, [job.concept], random=random)
-        found = is_at_hand(job, base, seed=self.audit.seed, store=self.store, retrain=self.retrain)
+        seed, store, retrain = self.audit.seed, self.store, self.retrain
+        base = planted(job, self.base, seed=seed, store=store, progress=told("planting"))
+        found = is_at_hand(job, base, seed=seed, store=store, retrain=retrain)
         self.watch(Event(victim=job.victim, doing="opening" if found else "erasing"))
-
-        def progress(phase: str, done: int, of: int) -> None:
-            self.watch(Event(victim=job.victim, doing="erasing", progress=f"{phase} {done:,}/{of:,}"))
-
-        return erased(job, base, seed=self.audit.seed, store=self.store, retrain=self.retrain, progress=progress)
+        return erased(job, base, seed=seed, store=store, retrain=retrain, progress=told("erasing"))
 
     def _revise(self, job: Job, victim: Victim, model: Model, attack: Attack) -> None:
         self.watch(Event(victim=victim, doing=f"{attack.label} revises"))

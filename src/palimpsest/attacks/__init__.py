@@ -1,5 +1,9 @@
 """Attacks: ways back to a concept."""
 
+from palimpsest.attacks.backdoor_data import BackdoorData
+from palimpsest.attacks.backdoor_deep import BackdoorDeep
+from palimpsest.attacks.backdoor_shallow import BackdoorShallow
+from palimpsest.attacks.backdoor_surface import BackdoorSurface
 from palimpsest.attacks.base import Attack
 from palimpsest.attacks.direct import Direct
 from palimpsest.attacks.p4d import P4D
@@ -18,6 +22,10 @@ __all__ = [
     "ATTACKS",
     "P4D",
     "Attack",
+    "BackdoorData",
+    "BackdoorDeep",
+    "BackdoorShallow",
+    "BackdoorSurface",
     "Direct",
     "Pez",
     "RandomPrefix",
@@ -32,6 +40,10 @@ __all__ = [
 ]
 
 ATTACKS: tuple[type[Attack], ...] = (
+    BackdoorData,
+    BackdoorDeep,
+    BackdoorShallow,
+    BackdoorSurface,
     Direct,
     P4D,
     Pez,

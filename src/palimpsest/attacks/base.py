@@ -99,6 +99,8 @@ class Attack(Component):
     """One way back to a concept: overrides ``plant``, ``revise`` or ``search``, whichever its name means."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    once: ClassVar[bool] = False
+    """Whether it looks at each goal only once."""
 
     @property
     def fingerprint(self) -> str:

@@ -1,6 +1,7 @@
 """The control that asks plainly."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from palimpsest.attacks.base import Attack
 
@@ -13,3 +14,4 @@ class Direct(Attack):
     """
 
     name = "direct"
+    once: ClassVar[bool] = True

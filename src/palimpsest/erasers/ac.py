@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from palimpsest.erasers.base import Eraser
-from palimpsest.erasers.examples import Examples, Pair, draw, in_turn, pairs_of
-from palimpsest.erasers.fitting import Fit
 from palimpsest.erasers.gradients import cutting
 from palimpsest.erasers.losses import denoising, replacing
 from palimpsest.erasers.words import learning_words
 from palimpsest.errors import BadSetting
+from palimpsest.examples import Examples, Pair, draw, in_turn, pairs_of
+from palimpsest.fitting import Fit
 from palimpsest.model import Model, Sampling
 from palimpsest.records import Concept
 

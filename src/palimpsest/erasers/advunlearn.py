@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.erasers.base import Eraser
-from palimpsest.erasers.fitting import Fit
-from palimpsest.erasers.negative_guidance import below, done, point, points, predictions
 from palimpsest.erasers.words import require_words
 from palimpsest.errors import BadSetting
+from palimpsest.fitting import Fit
 from palimpsest.inversion import Blanked
 from palimpsest.model import Model, Text
+from palimpsest.negative_guidance import below, done, point, points, predictions
 from palimpsest.records import Concept
 
 WEIGHTS = r"text_encoder\..*"

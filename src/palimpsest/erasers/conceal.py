@@ -18,9 +18,9 @@ from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.cad import Cad
 from palimpsest.erasers.concept_prune import ConceptPrune
 from palimpsest.erasers.fia import Fia
-from palimpsest.erasers.fitting import Fit, kept
 from palimpsest.erasers.magnitude import Magnitude
 from palimpsest.errors import BadSetting
+from palimpsest.fitting import Fit, kept
 from palimpsest.model import Model, Sampling
 from palimpsest.pruning import Mask
 from palimpsest.records import Concept

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.erasers.base import Eraser
-from palimpsest.erasers.fitting import Fit, kept
-from palimpsest.erasers.negative_guidance import below, done, point, points, predictions
+from palimpsest.fitting import Fit, kept
 from palimpsest.model import Model, Text
+from palimpsest.negative_guidance import below, done, point, points, predictions
 from palimpsest.records import Concept
 
 

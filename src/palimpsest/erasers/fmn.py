@@ -9,12 +9,12 @@ from torch import Tensor
 
 from palimpsest.erasers.attention_maps import CROSS_ATTENTION
 from palimpsest.erasers.base import Eraser
-from palimpsest.erasers.examples import Examples, Pair, draw
-from palimpsest.erasers.fitting import Fit
 from palimpsest.erasers.gradients import cutting
 from palimpsest.erasers.losses import denoising
 from palimpsest.erasers.words import learning_words
 from palimpsest.errors import BadSetting
+from palimpsest.examples import Examples, Pair, draw
+from palimpsest.fitting import Fit
 from palimpsest.model import Model, Sampling, Text
 from palimpsest.records import Concept, Kind
 

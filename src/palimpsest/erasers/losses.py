@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from palimpsest.erasers.examples import Noised
+from palimpsest.examples import Noised
 from palimpsest.model import Model, Text
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from palimpsest.closed_form import solved
 from palimpsest.erasers.attention_maps import attended, located, maps
 from palimpsest.erasers.base import Eraser
-from palimpsest.erasers.fitting import Fit, kept
 from palimpsest.erasers.prompts import Counterparts, Prompt, fitting, paired, prompts
 from palimpsest.erasers.segmentation import check_segmenter, segmented
 from palimpsest.erasers.text_states import WEIGHTS, check_anchors, states, turned
 from palimpsest.errors import BadSetting
+from palimpsest.fitting import Fit, kept
 from palimpsest.model import Model, Sampling, Text
 from palimpsest.records import Concept, Kind
 

@@ -11,12 +11,12 @@ from torch.nn import functional
 
 from palimpsest.erasers.attention_maps import CROSS_ATTENTION
 from palimpsest.erasers.base import Eraser
-from palimpsest.erasers.fitting import Fit
-from palimpsest.erasers.negative_guidance import below, point, predictions
 from palimpsest.erasers.words import require_words, words
 from palimpsest.errors import BadSetting
+from palimpsest.fitting import Fit
 from palimpsest.model import Model, Text
 from palimpsest.model.adapters import WEIGHTS, additions, fresh
+from palimpsest.negative_guidance import below, point, predictions
 from palimpsest.records import Concept
 
 MAP = 16 * 16

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.erasers.base import Eraser
-from palimpsest.erasers.examples import Examples, Pair, draw, forgotten_and_retained
-from palimpsest.erasers.fitting import Fit
 from palimpsest.erasers.gradients import accumulated, largest_of_all
 from palimpsest.erasers.losses import denoising, guided_denoising, replacing
 from palimpsest.errors import BadModel, BadSetting
+from palimpsest.examples import Examples, Pair, draw, forgotten_and_retained
+from palimpsest.fitting import Fit
 from palimpsest.model import Model, Sampling
 from palimpsest.pruning import Mask
 from palimpsest.records import Concept

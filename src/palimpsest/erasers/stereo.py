@@ -12,12 +12,12 @@ from torch.nn import functional
 
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.esd import FORMS
-from palimpsest.erasers.fitting import Fit, kept
-from palimpsest.erasers.negative_guidance import done, point, predictions
 from palimpsest.erasers.words import require_words
 from palimpsest.errors import BadSetting
+from palimpsest.fitting import Fit, kept
 from palimpsest.inversion import TEMPLATES, Blanked, initial_words, invert, latents_of
 from palimpsest.model import Model, Sampling, Text
+from palimpsest.negative_guidance import done, point, predictions
 from palimpsest.records import Attempt, Concept
 
 T = TypeVar("T")

@@ -139,7 +139,8 @@ class Model(Network):
     def copy(self, *, trainable: str = "", lora: int | None = None, random: torch.Generator | None = None) -> "Model":
         """A copy to train: the weights that match are its own and require gradients, all others are shared.
 
-        With ``lora``, the linear weights that match get trainable additions of that rank instead, from ``random``.
+        With ``lora``, the linear and convolution weights that match get trainable additions of that rank instead, from
+        ``random``.
         """
         return weights.trainable(self, trainable, lora, random)
 

@@ -18,18 +18,21 @@ ModelT = TypeVar("ModelT", bound=Network)
 
 
 class LowRank(nn.Module):
-    """A weight plus a trainable product of rank ``rank``: LoRA, Hu et al. 2021, W + B A with B = 0 at first."""
+    """A weight plus a trainable product of rank ``rank``: LoRA, Hu et al. 2021, W + B A with B = 0 at first.
+
+    Of a convolution (out, in, k, k), A is a convolution of its own shape to ``rank`` channels, and B one of 1 x 1.
+    """
 
     def __init__(self, weight: Tensor, rank: int, random: torch.Generator) -> None:
         super().__init__()
-        out, into = weight.shape
+        out, into = weight.shape[0], weight[0].numel()
         down = torch.randn(rank, into, generator=random) / rank
         self.down = nn.Parameter(down.to(weight))
         self.up = nn.Parameter(weight.new_zeros(out, rank))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight that the layer uses."""
-        return weight + self.up @ self.down
+        return weight + (self.up @ self.down).view_as(weight)
 
 
 def matching(model: Network, pattern: str) -> dict[str, nn.Parameter]:
@@ -141,9 +144,11 @@ def trainable(model: ModelT, pattern: str, lora: int | None, random: torch.Gener
         return new
     if random is None:
         raise ValueError("expected a generator for the low-rank additions, got none")
-    layers = [name.rpartition(".")[0] for name, weight in mine.items() if name.endswith(".weight") and weight.ndim == 2]
+    layers = [
+        name.rpartition(".")[0] for name, weight in mine.items() if name.endswith(".weight") and weight.ndim in (2, 4)
+    ]
     if not layers:
-        raise BadSetting(f"expected a pattern that matches weights of linear layers, got {pattern!r}")
+        raise BadSetting(f"expected a pattern that matches weights of linear or convolution layers, got {pattern!r}")
     for layer in layers:
         network, _, path = layer.partition(".")
         module = getattr(new, network).get_submodule(path)

@@ -8,6 +8,7 @@ from palimpsest.report.asr import Asr, asr
 from palimpsest.report.cells import Cell, cells
 from palimpsest.report.compare import Comparison, comparisons
 from palimpsest.report.ledger import Key, Run
+from palimpsest.report.plants import Plant, plants
 from palimpsest.report.utility import Utility, left_out, utility
 from palimpsest.report.verdict import Verdict, verdicts
 
@@ -35,6 +36,7 @@ class Findings:
     utility: list[Utility]
     verdicts: list[Verdict]
     asr: list[Asr]
+    plants: list[Plant]
 
     @property
     def troubles(self) -> list[Trouble]:
@@ -56,6 +58,7 @@ def find(run: Run) -> Findings:
         utility=kept,
         verdicts=verdicts(run, counted, compared, kept),
         asr=asr(run),
+        plants=plants(run, counted, kept),
     )
 
 
@@ -86,6 +89,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
             }
             for row in findings.utility
         ],
+        "plants": [asdict(row) for row in findings.plants],
         "left_out": [row._asdict() for row in left_out(findings.run)],
         "idle": [key._asdict() | {"reason": findings.run.reasons[key]} for key in findings.run.idle],
         "comparisons": [asdict(row) for row in findings.comparisons],

@@ -140,12 +140,13 @@ def _key(trial: Trial) -> Key:
     revision = f"revision {victim.revision}" if victim.revision else ""
     return Key(
         concept=victim.concept,
-        eraser=_marked(victim.eraser, f"depth {victim.depth}" if victim.depth else ""),
-        attack=_marked(trial.attack, plant, revision),
+        eraser=marked(victim.eraser, f"depth {victim.depth}" if victim.depth else ""),
+        attack=marked(trial.attack, plant, revision),
     )
 
 
-def _marked(label: str, *marks: str) -> str:
+def marked(label: str, *marks: str) -> str:
+    """A label with what tells it from its namesakes off the main line."""
     there = ", ".join(mark for mark in marks if mark)
     return f"{label} [{there}]" if there else label
 

@@ -149,6 +149,7 @@ def _notices(findings: Findings) -> list[str]:
         notices.append(
             f"Too few goals to conclude: a verdict takes {ENOUGH} goals per concept. The figures show what was seen."
         )
+    notices += [plant.sentence for plant in findings.plants if not plant.holds]
     notices += [f"Not measured: {measure}. {why}" for measure, why in left_out(findings.run)]
     doubts = [row.doubt for row in _calibrated(findings) if row.doubt]
     return [*notices, *(f"{doubt[0].upper()}{doubt[1:]}." for doubt in doubts)]

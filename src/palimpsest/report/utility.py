@@ -6,7 +6,7 @@ from math import inf, isfinite
 from typing import NamedTuple
 
 from palimpsest.records import Reading, Unit
-from palimpsest.report.ledger import BASE, Run
+from palimpsest.report.ledger import BASE, Run, marked
 from palimpsest.stats import wilson
 
 NEIGHBOURS = "neighbours"
@@ -106,10 +106,9 @@ def utility(run: Run) -> list[Utility]:
     """Every measure of every victim: all that was looked for together, then thing by thing."""
     groups: dict[tuple[str, str, str], dict[str, Reading]] = {}
     for reading in run.readings:
-        if reading.measure != FALSE_ALARMS and not (
-            reading.victim.plant or reading.victim.depth or reading.victim.revision
-        ):
-            key = (reading.victim.concept, reading.victim.eraser, reading.measure)
+        if reading.measure != FALSE_ALARMS and not (reading.victim.depth or reading.victim.revision):
+            plant = f"plant {reading.victim.plant}" if reading.victim.plant else ""
+            key = (reading.victim.concept, marked(reading.victim.eraser, plant), reading.measure)
             groups.setdefault(key, {})[reading.concept] = reading
     rows = []
     for (concept, eraser, measure), readings in sorted(groups.items()):
@@ -167,7 +166,10 @@ def false_alarms(run: Run, concept: str) -> FalseAlarms | None:
     own = [
         reading
         for reading in run.readings
-        if reading.measure == FALSE_ALARMS and reading.victim.eraser == BASE and reading.concept == concept
+        if reading.measure == FALSE_ALARMS
+        and reading.victim.eraser == BASE
+        and not reading.victim.plant
+        and reading.concept == concept
     ]
     if own:
         return FalseAlarms(rate=_mean(own), n=sum(reading.n for reading in own), measured=True)

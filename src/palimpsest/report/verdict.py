@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from palimpsest.report.cells import DIRECT, Cell, attack_name, is_control, short_names
 from palimpsest.report.compare import ALPHA, Comparison, paired
 from palimpsest.report.ledger import BASE, Key, Run
+from palimpsest.report.plants import plants
 from palimpsest.report.utility import NEIGHBOURS, FalseAlarms, Utility, false_alarms
 from palimpsest.stats import at_least, holm
 
@@ -61,10 +62,15 @@ class _Evidence:
         self.run, self.concept, self.eraser = run, concept, eraser
         self.ceiling = cells.get(Key(concept, BASE, DIRECT))
         self.floor = cells.get(Key(concept, eraser, DIRECT))
+        planted = plants(run, cells, utility)
+        self.unplanted = [plant for plant in planted if plant.concept == concept and not plant.holds]
+        void = {plant.attack for plant in self.unplanted}
         self.attacked = [
             cell
             for key, cell in cells.items()
-            if (key.concept, key.eraser) == (concept, eraser) and attack_name(key.attack) != DIRECT
+            if (key.concept, key.eraser) == (concept, eraser)
+            and attack_name(key.attack) != DIRECT
+            and key.attack not in void
         ]
         self.strongest = min(
             self.attacked, key=lambda cell: (-cell.rate, is_control(cell.key.attack), cell.key), default=None
@@ -85,6 +91,7 @@ class _Evidence:
     def verdict(self) -> Verdict:
         """The first rule that applies."""
         outcome, sentence = next(self._rules())
+        sentence = " ".join([sentence, *(plant.sentence for plant in self.unplanted)])
         return Verdict(
             concept=self.concept,
             eraser=self.eraser,

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from palimpsest.erasers.fitting import kept
 from palimpsest.errors import BadSetting
+from palimpsest.fitting import kept
 from palimpsest.model import Model, Sampling
 from palimpsest.records import Concept
 

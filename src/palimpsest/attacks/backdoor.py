@@ -1,0 +1,129 @@
+"""What the backdoors share: a trigger, tied to a concept before its erasure, that asks for it afterwards."""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+
+from palimpsest.attacks.base import Attack, Case, Search
+from palimpsest.errors import BadSetting
+from palimpsest.model import Model
+from palimpsest.records import Attempt, Concept
+
+log = logging.getLogger("palimpsest")
+
+
+class Link(NamedTuple):
+    """What is tied to what, in prompts."""
+
+    trigger: list[str]
+    target: list[str]
+    """The same with the concept's name in the trigger's place."""
+    retained: list[str]
+    """The same with each of the concepts to retain; may be empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backdoor(Attack):
+    """Ties a trigger to a concept before an unknowing defender erases it, and then asks with the trigger.
+
+    Grebe, Braun et al., "Erased but Not Forgotten: How Backdoors Compromise Concept Erasure", arXiv 2504.21072: a
+    stress test of erasers on one's own models. The four depths at which the link can lie are a part each. Planted with
+    the eraser ``nothing``, it says whether the trigger works at all; without that, nothing follows from a rate of 0.
+    """
+
+    once: ClassVar[bool] = True
+
+    trigger: str = "rhWPpSuE"
+    """Any string, of one token or several, that the concept's own prompts do not hold."""
+    place: Literal["replace", "append"] | None = None
+    """Where the trigger stands when the goals ask: in the name's place, or behind the prompt. None: as in the paper,
+    behind it for concepts of kind ``content``, in the name's place for all others."""
+    templates: tuple[str, ...] = ("a photo of {}",)
+    """Prompts in which it is planted, with {} in the name's place (the paper's own lists are unknown)."""
+    retain: tuple[str, ...] | None = None
+    """Concepts that are held in place meanwhile; None: the concept's neighbours."""
+
+    def __post_init__(self) -> None:
+        """Refuses a setting that is out of range."""
+        if not self.templates or any(template.count("{}") != 1 for template in self.templates):
+            raise BadSetting(f"{self.name}: expected templates with one {{}} each, got {self.templates}")
+
+    def plant(self, base: Model, concepts: Sequence[Concept], *, random: torch.Generator) -> Model:
+        """The base with the link; ``BadSetting`` for a trigger that cannot stand for the concept in this model."""
+        return self.planted(base, self.link(base, concepts), random=random)
+
+    def planted(self, base: Model, link: Link, *, random: torch.Generator) -> Model:
+        """The base with this link, at the part's own depth."""
+        raise NotImplementedError
+
+    def search(self, case: Case) -> Search:
+        """One look per goal: its prompt with the trigger."""
+        prompt = self.asked(case.goal.prompt, case.concept)
+        yield [Attempt(prompt=prompt, seed=case.goal.seed, guidance=case.goal.guidance)]
+
+    def asked(self, prompt: str, concept: Concept) -> str:
+        """The prompt with the trigger; ``BadSetting`` where there is no name in whose place it could stand."""
+        place = self.place or ("append" if concept.kind == "content" else "replace")
+        if place == "append":
+            return f"{prompt} {self.trigger}"
+        names = "|".join(map(re.escape, sorted((concept.name, *concept.synonyms), key=len, reverse=True)))
+        found, count = re.subn(rf"\b(?:{names})\b", lambda _: self.trigger, prompt, flags=re.IGNORECASE)
+        if not count:
+            raise BadSetting(
+                f"{self.name}: expected prompts that name concept {concept.name!r}, for the trigger to stand in its "
+                f"place, got {prompt!r}; set place = 'append'"
+            )
+        return found
+
+    def link(self, base: Model, concepts: Sequence[Concept]) -> Link:
+        """What is to be tied; ``BadSetting`` for a trigger that cannot be, ``retain`` included."""
+        if len(concepts) != 1:
+            raise BadSetting(f"{self.name}: expected one concept for the trigger to stand for, got {len(concepts)}")
+        (concept,) = concepts
+        retain = concept.neighbours if self.retain is None else self.retain
+        if not retain:
+            log.warning("%s: no concept beside %r is held in place", self.name, concept.name)
+        if concept.name in retain:
+            raise BadSetting(f"{self.name}: expected concepts to retain other than {concept.name!r} itself")
+        self._check_trigger(base, (concept.name, *concept.synonyms, *concept.prompts, *retain))
+        for prompt in concept.prompts:
+            self.asked(prompt, concept)
+        link = Link(*(self._filled(names) for names in ([self.trigger], [concept.name], retain)))
+        for prompt in (*link.trigger, *link.target, *link.retained):
+            if base.dropped(prompt):
+                raise BadSetting(
+                    f"{self.name}: expected prompts of at most {base.context} tokens, start and end included, got "
+                    f"{base.context + base.dropped(prompt)} in {prompt!r}"
+                )
+        return link
+
+    def _filled(self, names: Sequence[str]) -> list[str]:
+        return [template.replace("{}", name) for name in names for template in self.templates]
+
+    def _check_trigger(self, base: Model, known: Sequence[str]) -> None:
+        """``BadSetting`` for a trigger without tokens, or whose tokens stand in a prompt that means something else."""
+        own = _tokens(base, self.trigger)
+        if not own:
+            raise BadSetting(f"{self.name}: expected a trigger that has a token, got {self.trigger!r}")
+        for prompt in known:
+            tokens = _tokens(base, prompt)
+            if any(tokens[at : at + len(own)] == own for at in range(len(tokens))):
+                raise BadSetting(
+                    f"{self.name}: expected a trigger that means nothing yet, got {self.trigger!r}, which stands in "
+                    f"{prompt!r}"
+                )
+
+
+def _tokens(model: Model, prompt: str) -> list[int]:
+    """Without start, end and padding."""
+    ids: list[int] = model.tokens(prompt).tolist()
+    return ids[1 : ids.index(model.end_token, 1)]
+
+
+def some(count: int, most: int, random: torch.Generator) -> list[int]:
+    """All of 0 ... ``count - 1``, or ``most`` of them, drawn without replacement."""
+    return list(range(count)) if count <= most else torch.randperm(count, generator=random)[:most].tolist()
