@@ -16,6 +16,7 @@ from tiny import tiny_model
 SMALL = {
     "direct": {},
     "p4d": {"steps": 3, "iterations": 2},
+    "palimpsest_search": {"points": 2, "candidates": 3, "rounds": 2, "every": 1},
     "random_prefix": {},
     "revive": {},
     "revive_changed": {},

@@ -3,6 +3,7 @@
 from palimpsest.attacks.base import Attack
 from palimpsest.attacks.direct import Direct
 from palimpsest.attacks.p4d import P4D
+from palimpsest.attacks.palimpsest_search import PalimpsestSearch
 from palimpsest.attacks.random_prefix import RandomPrefix
 from palimpsest.attacks.revive import Revive
 from palimpsest.attacks.revive_changed import ReviveChanged
@@ -15,6 +16,7 @@ __all__ = [
     "P4D",
     "Attack",
     "Direct",
+    "PalimpsestSearch",
     "RandomPrefix",
     "Revive",
     "ReviveChanged",
@@ -26,6 +28,7 @@ __all__ = [
 ATTACKS: tuple[type[Attack], ...] = (
     Direct,
     P4D,
+    PalimpsestSearch,
     RandomPrefix,
     Revive,
     ReviveChanged,
