@@ -21,6 +21,7 @@ SMALL = {
     "backdoor_surface": {},
     "direct": {},
     "p4d": {"steps": 3, "iterations": 2},
+    "palimpsest_search": {"points": 2, "candidates": 3, "rounds": 2, "every": 1},
     "pez": {"steps": 3, "iterations": 2},
     "random_prefix": {},
     "revive": {},

@@ -7,6 +7,7 @@ from palimpsest.attacks.backdoor_surface import BackdoorSurface
 from palimpsest.attacks.base import Attack
 from palimpsest.attacks.direct import Direct
 from palimpsest.attacks.p4d import P4D
+from palimpsest.attacks.palimpsest_search import PalimpsestSearch
 from palimpsest.attacks.pez import Pez
 from palimpsest.attacks.random_prefix import RandomPrefix
 from palimpsest.attacks.revive import Revive
@@ -27,6 +28,7 @@ __all__ = [
     "BackdoorShallow",
     "BackdoorSurface",
     "Direct",
+    "PalimpsestSearch",
     "Pez",
     "RandomPrefix",
     "Revive",
@@ -46,6 +48,7 @@ ATTACKS: tuple[type[Attack], ...] = (
     BackdoorSurface,
     Direct,
     P4D,
+    PalimpsestSearch,
     Pez,
     RandomPrefix,
     Revive,
