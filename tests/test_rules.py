@@ -174,12 +174,12 @@ def test_counts_as_the_framework_does_and_over_those_attacked_as_well(tmp_path: 
 
 
 def test_what_an_attack_shows_at_its_first_look_is_counted_once(tmp_path: Path) -> None:
-    """Both where the plain look showed it as well, and where it did not: a revival looks plainly at another model."""
-    made = SyntheticRun(kinds={"church": "object"}, goals=2, provenance=RULES)
-    made.cell("church", "esd", "direct", [1, None])
-    made.cell("church", "esd", "unlearn_diff", [1, 1])
+    """Whether the plain look showed it as well, did not, or alone did: a revival looks plainly at another model."""
+    made = SyntheticRun(kinds={"church": "object"}, goals=3, provenance=RULES)
+    made.cell("church", "esd", "direct", [1, None, 1])
+    made.cell("church", "esd", "unlearn_diff", [1, 1, None])
     (row,) = report.summary(made.write(tmp_path))["asr"]
-    assert (row["before"], row["shown"], row["short_shown"]) == (1, 2, 2)
+    assert (row["before"], row["shown"], row["short_shown"]) == (2, 3, 3)
 
 
 def test_stands_in_all_reports_and_says_where_the_audit_deviates(tmp_path: Path) -> None:
