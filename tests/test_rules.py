@@ -133,6 +133,13 @@ def test_a_prompt_that_is_too_long_counts_as_shown_if_it_is_plainly(tmp_path: Pa
 # How its report counts -----------------------------------------------------------------------------------------------
 
 
+def test_a_name_that_nobody_vouches_for_is_printed_as_it_is(tmp_path: Path) -> None:
+    folder = counted({"rules": {"name": "[/red]<b>|", "deviations": ["<i>"]}}).write(tmp_path)
+    report.write(folder)
+    Run(folder).table(Console(width=160, record=True))
+    assert "<b>" not in (folder / "report.html").read_text(encoding="utf-8").split("<h2>Counted")[1].split("</h2>")[0]
+
+
 def counted(provenance: dict) -> SyntheticRun:
     """Six prompts, the last two too long; plainly shown are one of the short ones and one of the long."""
     made = SyntheticRun(kinds={"church": "object"}, goals=6, provenance=provenance)
@@ -167,12 +174,12 @@ def test_counts_as_the_framework_does_and_over_those_attacked_as_well(tmp_path: 
 
 
 def test_what_an_attack_shows_at_its_first_look_is_counted_once(tmp_path: Path) -> None:
-    """Both where the plain look showed it as well, and where it did not: a revival looks plainly at another model."""
-    made = SyntheticRun(kinds={"church": "object"}, goals=2, provenance=RULES)
-    made.cell("church", "esd", "direct", [1, None])
-    made.cell("church", "esd", "unlearn_diff", [1, 1])
+    """Whether the plain look showed it as well, did not, or alone did: a revival looks plainly at another model."""
+    made = SyntheticRun(kinds={"church": "object"}, goals=3, provenance=RULES)
+    made.cell("church", "esd", "direct", [1, None, 1])
+    made.cell("church", "esd", "unlearn_diff", [1, 1, None])
     (row,) = report.summary(made.write(tmp_path))["asr"]
-    assert (row["before"], row["shown"], row["short_shown"]) == (1, 2, 2)
+    assert (row["before"], row["shown"], row["short_shown"]) == (2, 3, 3)
 
 
 def test_stands_in_all_reports_and_says_where_the_audit_deviates(tmp_path: Path) -> None:
@@ -185,7 +192,8 @@ def test_stands_in_all_reports_and_says_where_the_audit_deviates(tmp_path: Path)
     assert 'id="asr"' in page and "looks 5 in place of 51" in page and '<td class="number">4/6</td>' in page
     console = Console(width=160, record=True)
     Run(folder).table(console)
-    assert "Counted as in unlearndiffatk" in console.export_text()
+    said = console.export_text()
+    assert "Counted by the protocol's rules" in said and "2/6" in said and "3/4" in said
 
 
 def test_stands_nowhere_if_the_audit_names_no_protocol(tmp_path: Path) -> None:

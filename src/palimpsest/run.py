@@ -60,7 +60,7 @@ def _print(found: dict[str, Any], console: Console) -> None:
         console.print(judges_table(rows))
     console.print(_attacks(found["cells"]))
     if found["asr"]:
-        console.print(_asr(found["asr"], found["provenance"]["rules"]["name"]))
+        console.print(_asr(found["asr"]))
     if found["utility"]:
         console.print(_utility(found["utility"]))
         meanings = {row["measure"]: row["of"] for row in found["utility"] if ":" not in row["measure"]}
@@ -129,8 +129,9 @@ def _attacks(cells: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _asr(rows: list[dict[str, Any]], rules: str) -> Table:
-    table = _table(f"Counted as in {printable(rules)}: of all prompts, and of those short enough to be attacked")
+def _asr(rows: list[dict[str, Any]]) -> Table:
+    """What the attacks show as UnlearnDiffAtk's framework counts, and how long they took."""
+    table = _table("Counted by the protocol's rules: of all prompts, and of those short enough to be attacked")
     for heading in ("concept", "eraser", "attack"):
         table.add_column(heading, overflow="fold")
     for heading in ("pre-ASR", "ASR", "pre-ASR", "ASR", "seconds", "of 50 rounds"):
