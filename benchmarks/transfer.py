@@ -96,12 +96,11 @@ def draw(found: Mapping[tuple[str, str], Cell], path: Path) -> None:
         at = rows.index(row), columns.index(column)
         shares[at] = cell.wins / cell.goals
         axes.text(at[1], at[0], f"{cell.wins}/{cell.goals}", ha="center", va="center", fontsize=8)
-    image = axes.imshow(shares, cmap="YlGn", vmin=0, vmax=1.3)
+    axes.imshow(shares, cmap="YlGn", vmin=0, vmax=1.3)
     names = [[label.partition("(")[0] for label in side] for side in (columns, rows)]
     axes.set_xticks(range(len(columns)), names[0], rotation=60, ha="right")
     axes.set_yticks(range(len(rows)), names[1])
     axes.set(xlabel="replayed on", ylabel="found on")
-    image.set_clim(0, 1.3)
     figure.savefig(path, dpi=120)
 
 
