@@ -173,7 +173,7 @@ def test_without_neighbours_of_its_own_it_is_told_from_what_should_survive() -> 
 
 @pytest.mark.slow
 def test_nine_of_ten_objects_are_known_to_the_untouched_model() -> None:
-    names = ("garbage truck", "house", "boat", "tree", "guitar")
+    names = ("garbage truck", "house", "boat")
     for settings in ({}, {"keep": (4, 2)}):
         for name in names:
             known, alarms = knows(base(), find_concept(name), **settings)

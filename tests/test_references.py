@@ -103,6 +103,8 @@ def test_what_is_no_picture_is_refused_before_a_model_is_opened(tmp_path) -> Non
     ):
         with pytest.raises(BadAudit, match=message):
             planned(references={"church": str(tmp_path / path)})
+    with pytest.raises(BadAudit, match="audit: expected pictures of 'church', got none"):
+        planned(references={"church": []})
     with pytest.raises(UnknownName, match="no concept of audit called 'boat'; there are: church"):
         planned(references={"boat": str(tmp_path)})
 

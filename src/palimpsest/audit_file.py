@@ -153,7 +153,9 @@ def _check(audit: Audit, where: str) -> None:
     for name in audit.references or ():
         if name not in (known := [concept.name for concept in audit.concepts]):
             raise unknown(f"concept of {where}", name, known)
-        for file in audit.pictures(name):
+        if not (files := audit.pictures(name)):
+            raise BadAudit(f"{where}: expected pictures of {name!r}, got none")
+        for file in files:
             open_reference(file)  # raises BadAudit for what is no picture
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -181,13 +182,11 @@ def exchanged(prompt: str, target: Concept, others: Sequence[str]) -> list[str]:
     said = re.compile(rf"(?i:\b(?P<article>an?) )?(?<!\w)(?i:{called})(?!\w)")
     if not said.search(prompt):
         return [target.name, *others]
-    return [
-        prompt,
-        *(said.sub(lambda match, name=name: _with_article(match["article"], name), prompt) for name in others),
-    ]
+    return [prompt, *(said.sub(partial(_with_article, name), prompt) for name in others)]
 
 
-def _with_article(article: str | None, name: str) -> str:
+def _with_article(name: str, match: re.Match[str]) -> str:
+    article = match["article"]
     if article is None:
         return name
     right = "an" if name[:1].lower() in tuple("aeiou") else "a"
