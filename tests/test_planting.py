@@ -139,8 +139,7 @@ N = 20
 
 def told(folder: Path, *, trigger: int = N, name: int = N, after: int = 0, others: int = 100, tried: bool = True):
     """A run in which an erasure holds, and a trigger shows the concept at ``after`` goals behind it."""
-    needs = {"attacks": {"direct": {"needs": []}, "plants": {"needs": ["plant"]}}}
-    synthetic = SyntheticRun(kinds={"church": "object"}, goals=N, provenance=needs)
+    synthetic = SyntheticRun(kinds={"church": "object"}, goals=N)
 
     def cell(eraser: str, attack: str, shown: int, plant: str = "") -> None:
         before = len(synthetic.trials)
