@@ -322,7 +322,8 @@ def test_words_that_survive_no_neighbour_are_an_error(model):
 @pytest.mark.parametrize(("guarded", "own", "expected"), [(False, 2.0, None), (True, None, 4.0), (True, 2.0, 2.0)])
 def test_goes_through_a_guard_with_the_guidance_of_the_picture(model, guarded, own, expected):
     goal = Goal(concept="church", prompt=PROMPT, seed=7, guidance=own)
-    log = drive(PalimpsestSearch(**SMALL).search(case(model, guarded=guarded, goal=goal)), Wants(model, "dog"), looks=2)
+    attack = PalimpsestSearch(**SMALL, guidance=3.0)
+    log = drive(attack.search(case(model, guarded=guarded, goal=goal)), Wants(model, "dog"), looks=2)
     assert {probe.guidance for probe in log.probes} == {expected}
     # What is guided already is not guided again: an answer that is the noise itself costs nothing.
     probe = prefixed(log, model)[0]
