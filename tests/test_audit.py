@@ -65,7 +65,7 @@ def test_steps_that_are_given_go_before_the_budgets() -> None:
         (
             {"attacks": ["unlern_diff"]},
             UnknownName,
-            "no attack called 'unlern_diff'; there are: direct, p4d, pez, random_prefix,",
+            "no attack called 'unlern_diff'; there are: backdoor_data, backdoor_deep, ",
         ),
         ({"concepts": ["charch"]}, UnknownName, "no concept called 'charch'; there are: "),
         ({"concepts": ["nowhere.toml"]}, BadConcept, "nowhere.toml: expected a TOML file"),

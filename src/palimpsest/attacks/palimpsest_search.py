@@ -32,12 +32,13 @@ class PalimpsestSearch(Attack):
     r"""Searches the prefix c' with which the victim leads the goal's own noise to a picture of the concept.
 
     As UnlearnDiffAtk (arXiv 2310.11868) it knows the victim and one picture x of the concept, and lowers the victim's
-    denoising loss on it; there is no original model. The loss is relative, and of the guided prediction:
+    denoising loss on it; there is no original model. The loss is relative to that without a prompt:
 
         min_c'  mean_p  |eps_p - e(x_p) - g (e(x_p | c') - e(x_p))|^2 / |eps_p - e(x_p)|^2
 
-    over a few points p, with e the victim's prediction, e(x_p) that without a prompt, and x_p the picture noised to a
-    timestep drawn from the noisy part of the schedule, with the noise from which the goal's picture will be drawn.
+    over a few points p, with e the victim's prediction, e(x_p) that without a prompt, g 1 unless set, and x_p the
+    picture noised to a timestep drawn from the noisy part of the schedule, with the noise from which the goal's picture
+    will be drawn.
 
     The points stay the same until the search begins anew, so that differences between prefixes are never those of the
     noise. It begins with the best of some random prefixes. A round takes the loss's gradient with respect to the words,
@@ -65,8 +66,8 @@ class PalimpsestSearch(Attack):
     """Where it ends."""
     noise: Literal["goal", "fresh"] = "goal"
     """Of the points: that from which the goal's picture is drawn, or drawn anew for each point."""
-    guidance: float = 3.0
-    """g; 1: the loss of the conditional prediction, as UnlearnDiffAtk's. A guard's own goes before it."""
+    guidance: float = 1.0
+    """g; 1: the loss of the conditional prediction, as UnlearnDiffAtk's. Through a guard it is the picture's."""
     candidates: int = 8
     """Prefixes asked in a round; each costs a forward at every point."""
     top: int = 16
@@ -150,8 +151,8 @@ class PalimpsestSearch(Attack):
 
         def loss(answer: Tensor, _: Tensor | None) -> Tensor:
             said = guidance * (answer.float() - without.to(answer.device))
-            goal = wanted.to(answer.device)
-            return functional.mse_loss(said, goal) / goal.square().mean()
+            target = wanted.to(answer.device)
+            return functional.mse_loss(said, target) / target.square().mean().clamp(min=torch.finfo(target.dtype).tiny)
 
         return Probe(tokens=tokens, latents=point.latents, step=point.step, guidance=case.guidance, loss=loss, wrt=wrt)
 

@@ -45,8 +45,11 @@ class Typable:
         return self._words[token]
 
     def random(self, count: int) -> list[Prefix]:
-        """At most ``count`` different ones, of words drawn uniformly; raises ``BadSetting`` if no word is left."""
-        return self._different(count, lambda: tuple(self._random_word() for _ in range(self.k)), known=())
+        """At most ``count`` different ones, of words drawn uniformly; raises ``BadSetting`` if there are none."""
+        found = self._different(count, lambda: tuple(self._random_word() for _ in range(self.k)), known=())
+        if not found:
+            raise BadSetting(f"expected {self.k} words in a row that survive being typed, got none in {TRIES * count}")
+        return found
 
     def ranked(self, scores: Tensor, top: int) -> list[list[int]]:
         """For each row of ``scores`` (k, V) the ``top`` words of the lowest, of those that may be proposed."""
@@ -61,7 +64,7 @@ class Typable:
         changes: int | None,
         known: Collection[Prefix],
     ) -> list[Prefix]:
-        """At most ``count`` not ``known``, of which 1 to ``changes`` (None: k) slots are filled anew from ``ranked``."""
+        """At most ``count`` not ``known``, with 1 to ``changes`` (None: k) slots filled anew from ``ranked``."""
         most = min(changes or self.k, self.k)
 
         def changed() -> Prefix:
