@@ -155,9 +155,9 @@ class AdvUnlearn(Eraser):
         words = model.vocabulary[drawn.to(model.device)].clone().requires_grad_()
         optimiser = torch.optim.Adam([words], lr=self.attack_lr)
         rows = [text.repeat(self.batch)] * self.attack_steps
-        walked = points(model, rows, random, steps=self.steps, guidance=self.guidance, within=True)
-        (told,) = predictions(model, *map(torch.cat, walked), [text])
-        for latents, steps, wanted in zip(*walked, told.split(self.batch), strict=True):
+        walked, times = points(model, rows, random, steps=self.steps, guidance=self.guidance, within=True)
+        (told,) = predictions(model, torch.cat(walked), torch.cat(times), [text])
+        for latents, steps, wanted in zip(walked, times, told.split(self.batch), strict=True):
             found = student.predict_noise(latents, steps, prompt.encode(student, words).repeat(self.batch))
             (words.grad,) = torch.autograd.grad(functional.mse_loss(found, wanted), words)
             if self.attack == "pgd":
