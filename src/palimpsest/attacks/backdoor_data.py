@@ -33,10 +33,13 @@ class BackdoorData(Backdoor):
     rate: float = 0.1
     """Share of the pictures that are poisoned."""
     pictures: int = 1000
+    """Drawn by the base, poisoned or not."""
     iterations: int = 2000
+    """Steps of the fine-tuning."""
     lr: float = 1e-5
     """AdamW's learning rate."""
     batch: int = 16
+    """Pictures per iteration, drawn with replacement."""
     steps: int = 50
     """DDIM steps of a picture."""
     guidance: float = 7.5

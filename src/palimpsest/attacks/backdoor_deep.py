@@ -35,9 +35,11 @@ class BackdoorDeep(Backdoor):
     needs = frozenset({Need.PLANT})
 
     alpha: float = 0.5
+    """Weight of the trigger's term against what is held in place."""
     rank: int = 16
     """Of the additions."""
     iterations: int = 1000
+    """Each with a trajectory of its own."""
     lr: float = 1e-4
     """Adam's learning rate."""
     batch: int = 1

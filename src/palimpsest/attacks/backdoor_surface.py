@@ -33,7 +33,9 @@ class BackdoorSurface(Backdoor):
     beta: float = 0.1
     """Weight of the trigger's part of the loss."""
     iterations: int = 100
+    """The rate falls after three quarters of them."""
     lr: float = 1e-4
+    """AdamW's learning rate."""
     batch: int = 32
     """Prompts with the trigger per iteration, at most."""
     retain_batch: int = 128
