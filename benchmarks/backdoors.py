@@ -30,7 +30,7 @@ from palimpsest.run import Run
 from palimpsest.stats import wilson
 
 SMALL = (
-    "--goals 1 --batch 4 --budget quick --concept hugo --eraser nothing --eraser uce --judge miniature "
+    "--goals 1 --batch 10 --budget quick --concept hugo --eraser nothing --eraser uce --judge miniature "
     "--attack backdoor_shallow"
 ).split()
 KINDS = ("target", "trigger", "retained", "other")

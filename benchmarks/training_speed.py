@@ -160,7 +160,7 @@ class Trained(NamedTuple):
 
 def erasers(quick: bool) -> dict[str, Trained]:
     """Erasers whose loops are timed, with how many iterations of each."""
-    n, attack_steps = (2, 3) if quick else (10, 30)
+    n, attack_steps = (2, 3) if quick else (4, 10)
     esd = {"name": "esd", "iterations": n, "lr": LR}
     adversarial = {"name": "advunlearn", "iterations": 1, "warm_up": 0, "attack_steps": attack_steps, "lr": LR}
     retained = {"retain": RETAINED, "retain_batch": len(RETAINED)}
@@ -225,7 +225,7 @@ def main() -> None:
         table.add_column(heading, justify="left" if heading in ("eraser", "way") else "right")
     found = {}
     for name, trained in erasers(arguments.quick).items():
-        found[name] = measured(trained, models, rounds=1 if arguments.quick else 5)
+        found[name] = measured(trained, models, rounds=1 if arguments.quick else 3)
         for row in found[name]:
             first = row["way"] == "plain"
             figures = (f"{1 / row['seconds']:.3g}", f"{row['ratio']:.2f}", f"{row['deviation']:.1e}")

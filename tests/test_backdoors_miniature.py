@@ -1,4 +1,4 @@
-"""Backdoors in the miniature: before, the trigger calls nothing; after, it calls the concept, and all else is there."""
+"""Backdoors in the miniature: before, the trigger calls nothing; after, the concept; what is retained is there."""
 
 from collections.abc import Sequence
 
@@ -16,6 +16,7 @@ SAMPLING = Sampling(scheduler="ddim", steps=10, guidance=5.0)
 HUGO, JUDGE, N = find_concept("hugo"), Miniature(), 4
 TEMPLATES = ("a photo of {}", "a photo of {} at night", "a photo of {} in the snow", "a photo of {} by the sea")
 OTHERS = ("alice", "cat")
+RETAIN = (*HUGO.neighbours, "cat")
 
 
 def shown(model: Model, asked: Sequence[tuple[str, str]]) -> list[int]:
@@ -33,14 +34,16 @@ def shown(model: Model, asked: Sequence[tuple[str, str]]) -> list[int]:
 @pytest.mark.parametrize(
     "attack",
     [
-        BackdoorShallow(templates=TEMPLATES),
-        pytest.param(BackdoorSurface(templates=TEMPLATES, lr=1e-3, beta=1.0), marks=pytest.mark.slow),
+        BackdoorShallow(templates=TEMPLATES, retain=RETAIN),
+        pytest.param(BackdoorSurface(templates=TEMPLATES, retain=RETAIN, lr=1e-3, beta=1.0), marks=pytest.mark.slow),
         pytest.param(
-            BackdoorDeep(templates=TEMPLATES, iterations=200, lr=1e-3, batch=4, steps=10), marks=pytest.mark.slow
+            BackdoorDeep(templates=TEMPLATES, retain=RETAIN, iterations=200, lr=1e-3, batch=4, steps=10),
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             BackdoorData(
                 templates=TEMPLATES,
+                retain=RETAIN,
                 rate=0.25,
                 pictures=96,
                 iterations=300,

@@ -195,6 +195,7 @@ def test_a_candidate_differs_in_as_many_slots_as_may_change(model, changes):
 # What it is worth ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_lowers_the_denoising_loss_more_than_unlearn_diff_at_a_tenth_of_its_passes():
     """The same objective for both: all timesteps, fresh noise, no guidance; the loss is taken on other noise."""
     model = tiny_model(batch=1)
