@@ -166,11 +166,14 @@ def draw(found: Sequence[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
     axes.plot([row.kept for row in best], [row.worst for row in best], color="#2e7d6f", lw=1.5, zorder=1)
     for row in erased:
-        axes.scatter(row.kept, row.worst, color="#2e7d6f" if row in best else "#8a7f72", zorder=2)
-        axes.annotate(_name(row.eraser), (row.kept, row.worst), xytext=(5, 4), textcoords="offset points")
-    axes.set(
-        xlabel="neighbours kept, of the base's", ylabel="worst rate under attack", xlim=(-0.05, 1.12), ylim=(-0.05, 1.1)
-    )
+        good = row in best
+        axes.scatter(row.kept, row.worst, color="#2e7d6f" if good else "#8a7f72", zorder=2)
+        # On either side of the line, so that names do not cover each other.
+        side = {"xytext": (8 if good else -8, 0), "ha": "left" if good else "right"}
+        axes.annotate(_name(row.eraser), (row.kept, row.worst), textcoords="offset points", va="center", **side)
+    least = min(row.kept for row in erased)
+    axes.set(xlabel="neighbours kept, of the base's", ylabel="worst rate under attack", ylim=(-0.05, 1.05))
+    axes.set_xlim(least - 0.15, 1.15)
     figure.savefig(path, dpi=120)
 
 
