@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cases import Log, case, concept, drive
 from palimpsest.attacks import PalimpsestSearch, RandomPrefix, UnlearnDiff
-from palimpsest.attacks.insertion import before
+from palimpsest.attacks.insertion import insert
 from palimpsest.attacks.typable import Typable
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model, Probe, Slope
@@ -314,7 +314,7 @@ def test_words_that_survive_no_neighbour_are_an_error(model):
     """Three in a row that are one word when typed: nothing of the kind is ever proposed."""
     here = case(model, prompt=PROMPT, text=lambda ids: "church" if len(ids) > 1 else model.text(ids))
     with pytest.raises(BadSetting, match="expected 3 words in a row that survive being typed, got none in 50"):
-        Typable(here, before(here, K)).random(1)
+        Typable(here, insert(here, K, "prefix")).random(1)
 
 
 # Settings ------------------------------------------------------------------------------------------------------------

@@ -38,11 +38,6 @@ def content(case: Case) -> list[int]:
     return ids[1 : ids.index(end, 1)]
 
 
-def before(case: Case, k: int) -> Template:
-    """``k`` free tokens, then the goal's prompt."""
-    return [*[None] * k, *content(case)]
-
-
 def insert(case: Case, k: int, insertion: Insertion) -> Template:
     """The goal's prompt with ``k`` free tokens in it."""
     words = content(case)

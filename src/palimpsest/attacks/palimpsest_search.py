@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.attacks.base import Attack, Case, Need, Search, ask, look
-from palimpsest.attacks.insertion import LENGTHS, Template, before, check_length, has_room, in_context, inserted, plain
+from palimpsest.attacks.insertion import LENGTHS, Template, check_length, has_room, in_context, insert, inserted, plain
 from palimpsest.attacks.typable import Prefix, Typable
 from palimpsest.errors import BadSetting
 from palimpsest.model import Probe, Slope
@@ -96,7 +96,7 @@ class PalimpsestSearch(Attack):
     def search(self, case: Case) -> Search:
         """A look at the plain prompt; then rounds and looks, over and over."""
         yield from look([plain(case)])
-        template = before(case, self.k or LENGTHS[case.concept.kind])
+        template = insert(case, self.k or LENGTHS[case.concept.kind], "prefix")
         if not has_room(case, template):
             return
         typable = Typable(case, template, banned=self._banned(case))
