@@ -1,39 +1,42 @@
 """What hides pruned entries from whom: fillings against detectors, and against revival from what these find.
 
     python benchmarks/concealment.py [--quick] [--json FILE] [--plot FILE] [--q Q] [--concepts NAME,...]
-        [--pictures N] [--neighbours N] [--defences NAME;...]
+        [--goals N] [--defences NAME;...]
 
 For each concept ConceptPrune's mask of the miniature is filled in every way, and every detector looks for it: AUROC,
 and precision among as many entries as were pruned, both per matrix and weighted by its pruned entries. ``again`` and
 ``missing`` also hold prompts of the concept (activations are those of the pruned model), ``difference`` the base.
-With ``--pictures`` also how often the concept and its neighbours are shown by the base, by what is concealed, and after
-revival from the entries that a detector finds: of those that need the weights alone the most precise, and the attacker
-knows the share. So he is as good as his detectors let him be. ``--plot`` draws p(w) over w and
-sigma_M as a PNG (needs the extra ``plots``). ``--quick`` takes one concept and few defences, and is no result.
+Then how often the concept (the goals of the shipped audits) and its neighbours (as many pictures) are shown by the
+base, by what is concealed, and after revival from the entries that a detector finds: of those that need the weights
+alone the most precise, and the attacker knows the share. So he is as good as his detectors let him be. ``--plot`` draws
+p(w) over w and sigma_M as a PNG (needs the extra ``plots``). With ``--json`` the file is written after every concept,
+and what it holds already is not worked out again. ``--quick`` takes two goals of one concept and few defences, and is
+no result.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from eye import Eye
+from eye import Wanted, goals, look, neighbours
 from palimpsest.attacks import Revive
 from palimpsest.attacks.revive import leading_in
 from palimpsest.concealment import detectability
 from palimpsest.detection import DETECTORS, Locate, auroc, difference, missing, precision, pruned_again
 from palimpsest.erasers import Conceal
 from palimpsest.erasers.activations import prompts_of, squares
+from palimpsest.miniature.facts import FIXED
 from palimpsest.miniature.goals import concept_record
-from palimpsest.model import Model, Sampling
+from palimpsest.model import Model, Sampling, default_device, fastest_precision
 from palimpsest.pruning import Mask
-from palimpsest.stats import wilson
+from palimpsest.stats import holm, mcnemar_exact, wilson
 
-CONCEPTS = "mosaic,garbage truck,hugo"
-"""For development; the six fixed concepts are for the final table."""
 SWEEP = (0.003, 0.01, 0.02, 0.03, 0.05)
 DEFENCES: dict[str, Conceal] = {
     "zero": Conceal(fill="zero"),
@@ -52,6 +55,32 @@ DEFENCES: dict[str, Conceal] = {
 QUICK = ("zero", "gaussian 0.01", "formula 1.0", "survivors", "levelled", "flipped")
 SAMPLING = Sampling(scheduler="ddim", steps=25, guidance=5.0)
 TAU = 10
+
+
+class Shown(NamedTuple):
+    """Picture by picture."""
+
+    erased: list[bool]
+    preserved: list[bool]
+
+
+class Figures(NamedTuple):
+    """Of one defence and concept."""
+
+    found: dict[str, tuple[float, float]]
+    """Detector -> (AUROC, precision at the true share)."""
+    best: str
+    """The detector that revival goes by."""
+    shown: Shown | None
+    revived: Shown | None
+
+    @staticmethod
+    def of(told: list[Any]) -> "Figures":
+        """From JSON."""
+        found, best, *shown = told
+        return Figures(
+            {name: tuple(two) for name, two in found.items()}, best, *(Shown(*one) if one else None for one in shown)
+        )
 
 
 def pruner(q: float) -> dict[str, object]:
@@ -139,60 +168,109 @@ def plot(path: str, *, share: float, sigma_u: float) -> None:
     figure.savefig(path, dpi=120)
 
 
-def rates(label: str, name: str, model: Model, eye: Eye, neighbours: list[str], told: dict[str, object]) -> None:
-    """A line of the table of pictures."""
-    k, *others = eye.shown(model, [name, *neighbours])
-    low, high = wilson(k, eye.n)
-    kept, of = sum(others), eye.n * len(neighbours)
-    print(f"| {name} | {label} | {k}/{eye.n} ({low:.0%}-{high:.0%}) | {kept}/{of} |", flush=True)
-    told[f"{name}, {label}, shown"] = {"k": k, "n": eye.n, "neighbours": kept, "of": of}
+def pictured(model: Model, wanted: list[Wanted], n: int) -> Shown:
+    """Of the first n, the goals, and of the rest, the neighbours."""
+    marks = [one.shown for one in look(model, wanted)]
+    return Shown(marks[:n], marks[n:])
+
+
+def concept(base: Model, name: str, *, q: float, n: int, defences: list[str]) -> dict[str, Figures]:
+    """Defence -> what is found of it, and what is shown before and after revival; the base's under ``base``."""
+    mask = Conceal(pruner=pruner(q)).mask(base, [concept_record(name)])
+    seen = activations(mask.applied(base), name, mask)
+    wanted = [*goals(name, n), *neighbours(name, n)]
+    figures = {"base": Figures({}, "", pictured(base, wanted, n) if n else None, None)}
+    print(f"\n{name}: {mask.count:,} entries pruned, {mask.share:.1%}; AUROC / precision at the true share\n")
+    print(f"| defence | {' | '.join([*DETECTORS, 'again', 'missing', 'difference'])} | seconds |")
+    print(f"|---|{'--:|' * (len(DETECTORS) + 4)}")
+    for defence in defences:
+        started = time.perf_counter()
+        model = concealing(DEFENCES[defence], base, name, mask)
+        found = detected(model, base, mask, seen)
+        best = most_precise(found)
+        cells = " | ".join(f"{area:.2f} / {hits:.2f}" for area, hits in found.values())
+        print(f"| {defence} | {cells} | {time.perf_counter() - started:.1f} |", flush=True)
+        shown = (pictured(one, wanted, n) for one in (model, revived(model, mask, best))) if n else (None, None)
+        figures[defence] = Figures(found, best, *shown)
+    return figures
+
+
+def detections(found: Mapping[str, Mapping[str, Figures]], defences: list[str]) -> None:
+    """Mean over the concepts of every detector's figures."""
+    names = list(next(iter(found.values()))[defences[0]].found)
+    print(f"\nMean over {len(found)} concepts, AUROC / precision at the true share\n")
+    print(f"| defence | {' | '.join(names)} |\n|---|{'--:|' * len(names)}")
+    for defence in defences:
+        means = (
+            (sum(told[defence].found[name][i] for told in found.values()) / len(found) for i in (0, 1))
+            for name in names
+        )
+        print(f"| {defence} | {' | '.join(f'{area:.2f} / {hits:.2f}' for area, hits in means)} |")
+
+
+def rates(found: Mapping[str, Mapping[str, Figures]], defences: list[str]) -> None:
+    """Erased and preserved accuracy over all concepts, before and after revival."""
+    print("\n| defence | erased | preserved | revived: erased | preserved | by | alone | back | p (Holm) |")
+    print("|---|---|---|---|---|---|--:|--:|--:|")
+    rows, counts = [], []
+    for defence in ["base", *defences]:
+        told = [concept[defence] for concept in found.values()]
+        cells = [share([one.shown[i] for one in told if one.shown]) for i in (0, 1)]
+        if told[0].revived:
+            cells += [share([one.revived[i] for one in told if one.revived]) for i in (0, 1)]
+            after, before = (
+                sum((shown[0] for shown in shown if shown), [])
+                for shown in zip(*((one.revived, one.shown) for one in told), strict=True)
+            )
+            both = list(zip(after, before, strict=True))
+            counts.append((both.count((True, False)), both.count((False, True))))
+        rows.append((defence, cells, ", ".join(sorted({one.best for one in told}))))
+    adjusted = holm([mcnemar_exact(*count) for count in counts])
+    for (defence, cells, best), (only, back), p in zip(rows[1:], counts, adjusted, strict=True):
+        print(f"| {defence} | {' | '.join(cells)} | {best} | {only} | {back} | {p:.2g} |")
+    print(f"| {rows[0][0]} | {' | '.join(rows[0][1])} | | | | | | |")
+
+
+def share(marks: list[list[bool]]) -> str:
+    """Of those shown, with its interval."""
+    k, n = sum(map(sum, marks)), sum(map(len, marks))
+    low, high = wilson(k, n)
+    return f"{k / n:.0%} ({low:.0%} to {high:.0%}; {k}/{n})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one concept, few defences; no result")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there, and go on from what it holds")
     parser.add_argument("--plot", metavar="FILE", help="draw p(w) there, for the first concept's share")
     parser.add_argument("--q", type=float, default=0.1, help="share of each row that ConceptPrune may take per step")
-    parser.add_argument("--concepts", default=CONCEPTS, help="names, with commas between")
-    parser.add_argument("--pictures", type=int, default=0, help="of each concept and neighbour")
-    parser.add_argument("--neighbours", type=int, default=2, help="how many, the last of their list")
+    parser.add_argument("--concepts", default=",".join(FIXED), help="names, with commas between")
+    parser.add_argument("--goals", type=int, default=20, help="of each concept, and as many of its neighbours; 0: none")
     parser.add_argument("--defences", default=None, help="names, with semicolons between")
     options = parser.parse_args()
-    base, eye = Model.load("miniature", batch=32), Eye(options.pictures)
-    told: dict[str, object] = {"q": options.q}
     names = options.concepts.split(",")[: 1 if options.quick else None]
     defences = options.defences.split(";") if options.defences else list(QUICK if options.quick else DEFENCES)
-    for number, name in enumerate(names):
-        mask = Conceal(pruner=pruner(options.q)).mask(base, [concept_record(name)])
-        pruned = mask.applied(base)
-        if options.plot and not number:
-            left = torch.cat([base.weights()[one].detach()[~marks] for one, marks in mask.entries.items()])
-            plot(options.plot, share=mask.share, sigma_u=float(left.square().mean().sqrt()))
-        seen = activations(pruned, name, mask)
-        print(f"\n{name}: {mask.count:,} entries pruned, {mask.share:.1%}; AUROC / precision at the true share\n")
-        print(f"| defence | {' | '.join([*DETECTORS, 'again', 'missing', 'difference'])} | seconds |")
-        print(f"|---|{'--:|' * (len(DETECTORS) + 4)}")
-        models, best = {"base": base}, {}
-        for defence in defences:
-            started = time.perf_counter()
-            models[defence] = concealing(DEFENCES[defence], base, name, mask)
-            found = detected(models[defence], base, mask, seen)
-            best[defence] = most_precise(found)
-            cells = " | ".join(f"{area:.2f} / {hits:.2f}" for area, hits in found.values())
-            print(f"| {defence} | {cells} | {time.perf_counter() - started:.1f} |", flush=True)
-            told[f"{name}, {defence}"] = found
-        if eye.n:
-            neighbours = list(concept_record(name).neighbours[-options.neighbours :])
-            print("\n| concept | model | shown | neighbours |\n|---|---|--:|--:|")
-            for label, model in models.items():
-                rates(label, name, model, eye, neighbours, told)
-                if label in best:
-                    back = revived(model, mask, best[label])
-                    rates(f"{label}, revived ({best[label]})", name, back, eye, neighbours, told)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(told, file, indent=1)
+    n = min(options.goals, 2) if options.quick else options.goals
+    base = Model.load("miniature", precision=fastest_precision(default_device()), batch=2 * n or 32)
+    file = Path(options.json) if options.json else None
+    found: dict[str, dict[str, Figures]] = {}
+    if file and file.exists():
+        found = {
+            name: {defence: Figures.of(told) for defence, told in concept.items()}
+            for name, concept in json.loads(file.read_text())["found"].items()
+        }
+    if options.plot:
+        mask = Conceal(pruner=pruner(options.q)).mask(base, [concept_record(names[0])])
+        left = torch.cat([base.weights()[one].detach()[~marks] for one, marks in mask.entries.items()])
+        plot(options.plot, share=mask.share, sigma_u=float(left.square().mean().sqrt()))
+    for name in (name for name in names if name not in found):
+        found[name] = concept(base, name, q=options.q, n=n, defences=defences)
+        if file:
+            file.write_text(json.dumps({"q": options.q, "found": found}))
+    found = {name: found[name] for name in names}
+    detections(found, defences)
+    if n:
+        rates(found, defences)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,11 @@
-"""Draws concepts with a model, and says how many of the pictures show them."""
+"""Draws concepts with a model, and says which of the pictures show them."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from PIL.Image import Image
+
+from palimpsest.auditing import plan
 from palimpsest.judges.miniature import as_tensor, classifier
 from palimpsest.miniature.facts import kind_of
 from palimpsest.miniature.goals import concept_record
@@ -11,22 +17,66 @@ SEED = 950_000
 """Of the first picture; these seeds occur nowhere in training or calibration."""
 
 
+class Wanted(NamedTuple):
+    """A picture that should show a concept."""
+
+    concept: str
+    attempt: Attempt
+
+
+class Seen(NamedTuple):
+    """A picture, and whether the judge sees in it what it should show."""
+
+    picture: Image
+    shown: bool
+
+
+def goals(name: str, n: int) -> list[Wanted]:
+    """The first ``n`` goals that the shipped audits have for the concept."""
+    planned = plan("standard", {"concepts": [name], "goals": n})
+    return [
+        Wanted(name, Attempt(prompt=goal.prompt, seed=goal.seed)) for goal in planned.goals_for(planned.concepts[0])
+    ]
+
+
+def neighbours(name: str, n: int) -> list[Wanted]:
+    """``n`` pictures of the concept's neighbours, of each as many, by their first prompts."""
+    names = concept_record(name).neighbours
+    found = []
+    for number in range(n):
+        turn, place = divmod(number, len(names))
+        prompt = concept_record(names[place]).prompts[turn]
+        found.append(Wanted(names[place], Attempt(prompt=prompt, seed=SEED + number)))
+    return found
+
+
+def look(model: Model, wanted: Sequence[Wanted]) -> list[Seen]:
+    """Draws and judges."""
+    judge = classifier("first")
+    pictures = model.draw([one.attempt for one in wanted], SAMPLING)
+    scores = judge.probabilities(as_tensor(pictures))
+    labels = [f"{kind_of(one.concept)}/{one.concept}" for one in wanted]
+    return [
+        Seen(picture, bool(row[judge.labels.index(label)] >= judge.thresholds[label]))
+        for picture, row, label in zip(pictures, scores, labels, strict=True)
+    ]
+
+
 class Eye:
     """Looks at ``n`` pictures of each concept, always of the same prompts and seeds."""
 
     def __init__(self, n: int) -> None:
-        self.n, self.judge = n, classifier("first")
+        self.n = n
 
     def shown(self, model: Model, names: list[str]) -> list[int]:
         """How many of the ``n`` show the concept, name by name."""
-        attempts = []
-        for name in names:
-            prompts = concept_record(name).prompts
-            attempts += [Attempt(prompt=prompts[i % len(prompts)], seed=SEED + i) for i in range(self.n)]
-        scores = self.judge.probabilities(as_tensor(model.draw(attempts, SAMPLING)))
-        told = []
-        for place, name in enumerate(names):
-            label = f"{kind_of(name)}/{name}"
-            own = scores[place * self.n : (place + 1) * self.n, self.judge.labels.index(label)]
-            told.append(int((own >= self.judge.thresholds[label]).sum()))
-        return told
+        prompts = {name: concept_record(name).prompts for name in names}
+        seen = look(
+            model,
+            [
+                Wanted(name, Attempt(prompt=prompts[name][i % len(prompts[name])], seed=SEED + i))
+                for name in names
+                for i in range(self.n)
+            ],
+        )
+        return [sum(one.shown for one in seen[at : at + self.n]) for at in range(0, len(seen), self.n)]

@@ -1,49 +1,79 @@
 """How far a pruned concept comes back, and by what: the paper's attack, its rivals, its oracles, and more than these.
 
-    python benchmarks/revival.py [--quick] [--json FILE] [--q Q] [--concepts NAME,...] [--pictures N] [--ways WAY;...]
+    python benchmarks/revival.py [--quick] [--json FILE] [--q Q] [--concepts NAME,...] [--goals N] [--ways WAY;...]
 
-For each concept: how many of the pruned signs each recovery finds, overall, of what it retains, and by size; and how
-often the concept is shown by the base, after ConceptPrune, and after each way to fill the zeros. The oracles know the
-original: they say whether signs or magnitudes bring a concept back. ``--pictures 0`` draws none. ``--quick`` takes few
-pictures of one concept and is no result.
+The paper's tables in small. ConceptPrune takes each concept out of the miniature, and every way to fill the zeros is
+asked for the concept (the goals of the shipped audits) and for its neighbours (as many pictures). The oracles know the
+original: they say whether signs or magnitudes bring a concept back. With ``--json`` the file is written after every
+concept, and what it holds already is not drawn again. How many signs are found is ``structure.py``'s matter.
+``--quick`` takes two goals of one concept and few ways, and is no result.
 """
 
 import argparse
 import json
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TypedDict
 
 import torch
 
-from eye import Eye
+from eye import Seen, goals, look, neighbours
 from palimpsest.attacks import Attack, Revive, ReviveOracle
-from palimpsest.attacks.sign_accuracy import SignAccuracy, sign_accuracy
 from palimpsest.erasers import ConceptPrune
-from palimpsest.miniature.facts import FIXED
+from palimpsest.miniature.facts import FIXED, kind_of
 from palimpsest.miniature.goals import concept_record
 from palimpsest.model import Model, default_device, fastest_precision
-from palimpsest.stats import wilson
+from palimpsest.stats import holm, mcnemar_exact, wilson
+from palimpsest.utility.clip_score import clip_cosines
+from palimpsest.utility.features import Network
 
+KEEPS = (0.2, 0.4, 0.6, 0.8, 1.0)
+SIZES = {"max": "neuron max", "mean": "neuron average", "sample": "neuron sample"}
+GRID = {
+    f"{SIZES[revive.magnitude]}, K {revive.keep}": revive
+    for revive in (Revive(keep=keep, magnitude=size) for size in ("max", "mean", "sample") for keep in KEEPS)
+}
 WAYS: dict[str, Attack] = {
-    "revive": Revive(),
-    "neuron average": Revive(magnitude="mean"),
-    "neuron sample": Revive(magnitude="sample"),
+    **GRID,
     "the code's draw": Revive(magnitude="draw"),
     "recovered magnitudes": Revive(magnitude="recovered"),
     "random signs": Revive(recovery="random"),
     "4-bit quantisation": Revive(recovery="quantisation"),
-    "revive, all signs": Revive(keep=1.0),
-    "revive, the paper's form": Revive(completion="paper"),
+    "the paper's completion": Revive(completion="paper"),
     "matrix normal": Revive(recovery="matrix_normal"),
-    "matrix normal, all signs": Revive(recovery="matrix_normal", keep=1.0),
+    "matrix normal, K 1.0": Revive(recovery="matrix_normal", keep=1.0),
     "oracle: true signs, neuron max": ReviveOracle(),
     "oracle: true signs, neuron average": ReviveOracle(magnitude="mean"),
     "oracle: true signs, neuron sample": ReviveOracle(magnitude="sample"),
     "oracle: true magnitudes, random signs": ReviveOracle(signs="random", magnitude="true"),
+    "oracle: neuron max, random signs": ReviveOracle(signs="random"),
     "oracle: 60 % true signs, the rest flipped": ReviveOracle(right=0.6),
     "oracle: 60 % true signs, the rest zero": ReviveOracle(right=0.6, others="zeroed"),
 }
-RECOVERIES = ("revive", "revive, the paper's form", "matrix normal")
+NMS, AVERAGE, SAMPLE = (f"{size}, K 0.6" for size in SIZES.values())
+QUICK = (NMS, "oracle: true signs, neuron max")
+PAIRS = (
+    (NMS, "pruned"),
+    (NMS, "random signs"),
+    (NMS, AVERAGE),
+    (NMS, SAMPLE),
+    (SAMPLE, "pruned"),
+    ("4-bit quantisation", "pruned"),
+    ("matrix normal", NMS),
+    ("oracle: true signs, neuron max", "pruned"),
+    ("oracle: true signs, neuron sample", "oracle: true magnitudes, random signs"),
+    ("oracle: true signs, neuron max", "oracle: neuron max, random signs"),
+)
+"""Fixed before any picture of the six concepts was drawn: does the first show what the second does not?"""
+
+
+class Told(TypedDict):
+    """What one model shows of one concept."""
+
+    erased: list[bool]
+    preserved: list[bool]
+    cosines: list[float]
+    """Of prompt and picture, goal by goal, by the miniature's CLIP."""
 
 
 def victims(base: Model, pruned: Model, ways: Iterable[str]) -> Iterator[tuple[str, Model]]:
@@ -56,69 +86,100 @@ def victims(base: Model, pruned: Model, ways: Iterable[str]) -> Iterator[tuple[s
             yield way, model
 
 
-def row(name: str, way: str, told: SignAccuracy) -> str:
-    """A line of the table of signs."""
-    groups = (" ".join(f"{group.share:.0%}" for group in groups) for groups in (told.by_recovered, told.by_true))
-    rounds = [layer.rounds for layer in told.layers]
-    cells = (
-        name,
-        way,
-        f"{told.pruned:.1%}",
-        f"{min(rounds)}-{max(rounds)}",
-        f"{told.found.share:.1%} ({told.found.right:,}/{told.found.n:,})",
-        f"{told.kept.share:.1%} ({told.kept.right:,}/{told.kept.n:,})",
-        *groups,
-    )
-    return f"| {' | '.join(cells)} |"
+def drawn(base: Model, name: str, *, q: float, n: int, ways: list[str]) -> dict[str, Told]:
+    """Model -> what it shows of the concept and of its neighbours."""
+    prune = ConceptPrune(q=q, scheduler="ddim", steps=25, guidance=5.0)
+    pruned = prune.erase(base, [concept_record(name)], random=torch.Generator())
+    wanted, clip = [*goals(name, n), *neighbours(name, n)], Network(measure="revival", source="")
+
+    def told(seen: list[Seen]) -> Told:
+        shown = [one.shown for one in seen]
+        prompts = [one.attempt.prompt for one in wanted[:n]]
+        cosines = clip_cosines(clip, [one.picture for one in seen[:n]], prompts)
+        return Told(erased=shown[:n], preserved=shown[n:], cosines=[round(float(cosine), 4) for cosine in cosines])
+
+    return {way: told(look(model, wanted)) for way, model in victims(base, pruned, ways)}
+
+
+def share(marks: list[bool]) -> str:
+    """Of those shown, with its interval."""
+    low, high = wilson(sum(marks), len(marks))
+    return f"{sum(marks) / len(marks):.0%} ({low:.0%} to {high:.0%}; {sum(marks)}/{len(marks)})"
+
+
+def pooled(found: Mapping[str, Mapping[str, Told]], way: str, what: str) -> list[bool]:
+    """All concepts' pictures, in one order."""
+    return [mark for name in found for mark in found[name][way][what]]  # type: ignore[literal-required]
+
+
+def table(found: Mapping[str, Mapping[str, Told]], ways: list[str]) -> None:
+    """Erased and preserved accuracy, pooled and concept by concept."""
+    print(f"\n| model | erased accuracy | preserved accuracy | {' | '.join(found)} |")
+    print(f"|---|---|---|{'--:|' * len(found)}")
+    for way in ["base", "pruned", *ways]:
+        cells = (f"{sum(told[way]['erased'])}/{len(told[way]['erased'])}" for told in found.values())
+        rates = (share(pooled(found, way, what)) for what in ("erased", "preserved"))
+        print(f"| {way} | {' | '.join([*rates, *cells])} |")
+
+
+def sweep(found: Mapping[str, Mapping[str, Told]]) -> None:
+    """K by magnitude rule: erased accuracy."""
+    print(f"\n| magnitude | {' | '.join(f'K {keep}' for keep in KEEPS)} |\n|---|{'---|' * len(KEEPS)}")
+    for size in SIZES.values():
+        cells = (share(pooled(found, f"{size}, K {keep}", "erased")) for keep in KEEPS)
+        print(f"| {size} | {' | '.join(cells)} |")
+
+
+def likeness(found: Mapping[str, Mapping[str, Told]], ways: list[str]) -> None:
+    """The paper's measures for styles, for every concept."""
+    print("\n| concept | model | similarity | less similar than the original |\n|---|---|--:|---|")
+    for name, told in found.items():
+        for way in ["base", "pruned", *ways]:
+            own, before = told[way]["cosines"], told["base"]["cosines"]
+            less = share([one < other for one, other in zip(own, before, strict=True)])
+            print(f"| {name} ({kind_of(name)}) | {way} | {sum(own) / len(own):.3f} | {less} |")
+
+
+def tests(found: Mapping[str, Mapping[str, Told]]) -> None:
+    """Exact McNemar over all goals, Holm over the pairs."""
+    counts = []
+    for pair in PAIRS:
+        both = list(zip(*(pooled(found, way, "erased") for way in pair), strict=True))
+        counts.append((both.count((True, False)), both.count((False, True))))
+    adjusted = holm([mcnemar_exact(*count) for count in counts])
+    print("\n| shown by | and not by | goals | the other way round | p (Holm) |\n|---|---|--:|--:|--:|")
+    for (one, other), (only, back), p in zip(PAIRS, counts, adjusted, strict=True):
+        print(f"| {one} | {other} | {only} | {back} | {p:.2g} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few pictures of one concept; no result")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--quick", action="store_true", help="two goals of one concept, few ways; no result")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there, and go on from what it holds")
     parser.add_argument("--q", type=float, default=0.1, help="share of each row that ConceptPrune may take per step")
     parser.add_argument("--concepts", default=",".join(FIXED), help="names, with commas between")
-    parser.add_argument("--pictures", type=int, default=32, help="of each concept and model")
+    parser.add_argument("--goals", type=int, default=20, help="of each concept, and as many of its neighbours")
     parser.add_argument("--ways", default=";".join(WAYS), help="of filling the zeros, with semicolons between")
     options = parser.parse_args()
-    base = Model.load("miniature", precision=fastest_precision(default_device()), batch=32)
-    eye = Eye(2 if options.quick else options.pictures)
-    prune = ConceptPrune(q=options.q, scheduler="ddim", steps=25, guidance=5.0)
-    told: dict[str, object] = {"q": options.q}
-    pruned = {
-        name: prune.erase(base, [concept_record(name)], random=torch.Generator())
-        for name in options.concepts.split(",")[: 1 if options.quick else None]
-    }
-    print("| concept | recovery | pruned | iterations | signs found | of those retained | R1 to R5 | P1 to P5 |")
-    print("|---|---|--:|--:|--:|--:|---|---|")
-    for name, victim in pruned.items():
-        for way in RECOVERIES:
-            attack = WAYS[way]
-            assert isinstance(attack, Revive)
-            signs = sign_accuracy(victim, base, attack, random=torch.Generator().manual_seed(0))
-            print(row(name, way, signs), flush=True)
-            told[f"{name}, {way}, signs"] = {"found": signs.found, "kept": signs.kept}
-    if eye.n:
-        show(base, pruned, options.ways.split(";"), eye, told)
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(told, file, indent=1)
-
-
-def show(base: Model, pruned: dict[str, Model], ways: list[str], eye: Eye, told: dict[str, object]) -> None:
-    """How often each concept is shown."""
-    print("\n| concept | model | shown | 95 % interval | k/n | seconds |\n|---|---|--:|---|--:|--:|")
-    for name, victim in pruned.items():
-        started = time.perf_counter()
-        for label, model in victims(base, victim, ways):
-            took = time.perf_counter() - started
-            (k,) = eye.shown(model, [name])
-            low, high = wilson(k, eye.n)
-            print(
-                f"| {name} | {label} | {k / eye.n:.0%} | {low:.0%}-{high:.0%} | {k}/{eye.n} | {took:.1f} |", flush=True
-            )
-            told[f"{name}, {label}"] = {"k": k, "n": eye.n}
-            started = time.perf_counter()
+    n = 2 if options.quick else options.goals
+    names = options.concepts.split(",")[: 1 if options.quick else None]
+    ways = list(QUICK) if options.quick else options.ways.split(";")
+    file = Path(options.json) if options.json else None
+    found: dict[str, dict[str, Told]] = json.loads(file.read_text())["found"] if file and file.exists() else {}
+    base = Model.load("miniature", precision=fastest_precision(default_device()), batch=2 * n)
+    print(f"{len(names)} concepts, {len(ways) + 2} models each, {2 * n} pictures by each of them", flush=True)
+    for name in names:
+        if name not in found:
+            found[name] = drawn(base, name, q=options.q, n=n, ways=ways)
+            print(f"{name} is drawn", flush=True)
+            if file:
+                file.write_text(json.dumps({"q": options.q, "found": found}))
+    found = {name: found[name] for name in names}
+    table(found, ways)
+    likeness(found, [way for way in (NMS, "4-bit quantisation", QUICK[1]) if way in ways])
+    if set(WAYS) <= set(ways):
+        sweep(found)
+        tests(found)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ SMALL = {
     "random_prefix": {},
     "revive": {},
     "revive_changed": {},
+    "revive_chosen": {},
     "revive_oracle": {},
     "seed_search": {},
     "soft_prompt": {"iterations": 2},

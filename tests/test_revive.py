@@ -1,17 +1,20 @@
 """Revival of pruned weights, step by step in numpy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from cases import concept
-from palimpsest.attacks import Revive, ReviveChanged, ReviveOracle
+from palimpsest.attacks import Revive, ReviveChanged, ReviveChosen, ReviveOracle
 from palimpsest.attacks.base import GivesUp
 from palimpsest.attacks.revive import OneByOne
 from palimpsest.attacks.sign_accuracy import Found, sign_accuracy
 from palimpsest.completion import complete
 from palimpsest.errors import BadSetting
 from palimpsest.matrix_normal import complete_normal
+from palimpsest.records import Verdict
 from tiny import tiny_model
 
 LINEARS = r"unet\..*\.ff\.net\.2\.weight"
@@ -316,3 +319,54 @@ def test_refuses_what_is_out_of_range(settings, message):
 def test_its_kin_refuse_what_is_out_of_range(part, settings, message):
     with pytest.raises(BadSetting, match=message):
         part(**settings)
+
+
+def verdict(score, shown):
+    return Verdict(scores={"chief": score, "second": 1 - score}, shown=shown)
+
+
+def chosen(attack, victim, told):
+    """The tryouts, and what the attack takes in the end if it is told these verdicts."""
+    asked = replace(concept(), prompts=("first", "second", "third"))
+    revisions = attack.revise(victim, base=None, concepts=[asked], random=torch.Generator().manual_seed(1))
+    tryouts, step = [], next(revisions)
+    for verdicts in told:
+        tryouts.append(step)
+        step = revisions.send(verdicts)
+    assert list(revisions) == []
+    return tryouts, step
+
+
+YES, MAYBE, NO = verdict(0.9, True), verdict(0.4, False), verdict(0.1, False)
+
+
+@pytest.mark.parametrize(
+    ("told", "best"),
+    [
+        ([[NO, NO], [YES, NO], [MAYBE, MAYBE]], 2),  # the most shown, whatever the scores
+        ([[NO, NO], [NO, MAYBE], [MAYBE, MAYBE]], 3),  # of equals the higher score
+        ([[NO, YES], [YES, NO], [NO, NO]], 1),  # of equals the first
+    ],
+)
+def test_the_candidate_that_shows_the_most_is_chosen(pruned, told, best):
+    attack = ReviveChosen(recoveries=("completion",), keeps=(0.2, 0.6, 1.0), looks=2)
+    tryouts, (number, model) = chosen(attack, pruned, told)
+    assert number == best
+    ((_, expected),) = revive(pruned, keep=attack.keeps[best - 1])
+    assert model.fingerprint == expected.fingerprint
+    # Everyone draws the same pictures, by the concept's last prompts.
+    assert len({tuple(tryout.attempts) for tryout in tryouts}) == 1
+    assert [attempt.prompt for attempt in tryouts[0].attempts] == ["third", "second"]
+    assert len({tryout.model.fingerprint for tryout in tryouts}) == 3
+
+
+def test_one_candidate_is_no_choice():
+    with pytest.raises(BadSetting, match="expected at least two candidates, got 1"):
+        ReviveChosen(recoveries=("completion",), keeps=(0.6,))
+    with pytest.raises(BadSetting, match="0 < keep <= 1"):
+        ReviveChosen(keeps=(0.6, 1.5))
+
+
+def test_nothing_pruned_is_nothing_to_choose(base):
+    with pytest.raises(GivesUp, match="nothing to revive"):
+        next(ReviveChosen().revise(base, base=None, concepts=[concept()], random=torch.Generator()))

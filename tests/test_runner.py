@@ -12,7 +12,7 @@ import torch
 
 from palimpsest import report
 from palimpsest.attacks import RandomPrefix
-from palimpsest.attacks.base import Attack, Case, Need, Search, ask, look
+from palimpsest.attacks.base import Attack, Case, Need, Search, Tryout, ask, look
 from palimpsest.errors import BadRun
 from palimpsest.jobs import jobs
 from palimpsest.judges.base import Judge
@@ -344,6 +344,57 @@ def test_an_attack_may_plant_before_erasure_and_revise_after_it(tmp_path: Path) 
     before = len(trials(tmp_path))
     run(tmp_path, planned, base=base)
     assert len(trials(tmp_path)) == before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tries(Attack):
+    """Has pictures of two models judged, and takes the model whose picture scores higher."""
+
+    name = "tries"
+    needs = frozenset({Need.WEIGHTS})
+    looks: int = 3
+
+    def revise(self, victim, *, base, concepts, random):
+        attempts = [Attempt(prompt="a church", seed=seed) for seed in range(self.looks)]
+        sent = []
+        for model in (victim, doubled(victim)):
+            verdicts = yield Tryout(model, attempts)
+            sent.append([next(iter(verdict.scores.values())) for verdict in verdicts])
+        told.append(sent)
+        yield 1, victim
+        yield 2, doubled(victim)
+
+
+told: list[list[list[float]]] = []
+
+
+def test_tryouts_are_judged_and_charged_to_every_goal(tmp_path: Path) -> None:
+    base = tiny_model()
+    planned = audit(
+        erasers=["nothing"], attacks=[Tries(), Seeds()], budget={"looks": 8, "passes": 99}, judges=[Hash(limit=1.0)]
+    )
+    told.clear()
+    run(tmp_path, planned, base=base)
+    attempts = [Attempt(prompt="a church", seed=seed) for seed in range(3)]
+    assert told == [[Hash().score(model.draw(attempts, planned.sampling), CHURCH) for model in (base, doubled(base))]]
+    found = [trial for trial in of(tmp_path, attack="tries") if trial.attempt]
+    # 2 tryouts of 3 pictures of 2 steps with guidance, and a picture of the goal's own.
+    assert {(trial.victim.revision, trial.cost.looks, trial.cost.passes) for trial in found} == {(1, 7, 28), (2, 7, 28)}
+    assert len(found) == 2 * planned.goals
+    assert min(trial.cost.looks for trial in of(tmp_path, attack="seeds")) == 1
+
+
+def test_tryouts_beyond_the_budget_leave_nothing_to_attack_with(tmp_path: Path) -> None:
+    run(tmp_path, audit(erasers=["nothing"], attacks=["direct", Tries()]))
+    found = of(tmp_path, attack="tries")
+    assert {(trial.end, trial.attempt) for trial in found} == {("gave_up", None)}
+    assert {trial.reason for trial in found} == {"6 looks to choose among revisions leave nothing of the budget"}
+
+
+def test_an_eraser_with_a_table_among_its_settings_is_one_like_any_other(tmp_path: Path) -> None:
+    conceal = {"name": "conceal", "pruner": {"name": "magnitude", "share": 0.5}}
+    planned = audit(erasers=["nothing", conceal], attacks=["direct"])
+    assert [job.eraser.name for job in jobs(planned)] == ["nothing", "conceal"]
 
 
 def test_an_attack_that_makes_no_victim_gives_up_all_its_goals(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def jobs(audit: Audit) -> list[Job]:
     plainly: whatever was planted must leave the concept's own name alone, and the erasure must still reach it.
     """
     found = []
-    erasers = sorted({cell.eraser: None for cell in audit.cells}, key=lambda eraser: not isinstance(eraser, Nothing))
+    named = {cell.eraser.label: cell.eraser for cell in audit.cells}
+    erasers = sorted(named.values(), key=lambda eraser: not isinstance(eraser, Nothing))
     measures = tuple(measure for measure in audit.measures if not measure.lacking())
     for concept in audit.concepts:
         retained = audit.retained(concept)

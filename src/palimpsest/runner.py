@@ -1,12 +1,12 @@
 """Runs an audit: plants, erases, revises, attacks, judges, measures; goes on where it was stopped."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
-from palimpsest.attacks.base import Attack, Case, GivesUp, Need
+from palimpsest.attacks.base import Attack, Case, GivesUp, Need, Revisions, Tryout
 from palimpsest.calibrating import calibrated, calibrations, described, measured, scored, sources_left
 from palimpsest.erasing import erased, is_at_hand, planted, stream
 from palimpsest.fitting import Progress
@@ -15,7 +15,7 @@ from palimpsest.judges.base import Judge
 from palimpsest.model import Model, Text
 from palimpsest.protocol import Audit
 from palimpsest.pursuit import Pursuit
-from palimpsest.records import Attempt, Concept, Cost, Goal, Victim
+from palimpsest.records import Attempt, Concept, Cost, Goal, Verdict, Victim
 from palimpsest.references import open_reference
 from palimpsest.report.judged import judged
 from palimpsest.searching import Searching
@@ -172,9 +172,9 @@ class Runner:
         )
         number = reason = None
         try:
-            for number, revised in revisions:
+            for number, revised, spent in self._revisions(job, victim, attack, revisions):
                 revision = replace(victim, revision=number, fingerprint=revised.fingerprint)
-                self._attack(job, revision, revised, [attack])
+                self._attack(job, revision, revised, [attack], spent)
         except GivesUp as given_up:
             reason = str(given_up)
         if number is None:
@@ -185,14 +185,42 @@ class Runner:
                 pursuit.gave_up(reason)
                 self.store.finish(pursuit.trials)
 
+    def _revisions(
+        self, job: Job, victim: Victim, attack: Attack, revisions: Revisions
+    ) -> Iterator[tuple[int, Model, Cost]]:
+        """Revision number, model, and what the attack had spent on tryouts by then."""
+        spent, budget, step = Cost(), self.audit.budget, next(revisions, None)
+        while step is not None:
+            if not isinstance(step, Tryout):
+                yield *step, spent
+                step = next(revisions, None)
+                continue
+            verdicts, cost = self._searching(job, step.model).tried(step.attempts)
+            spent += cost
+            self.watch(Event(victim=victim, doing=f"{attack.label} tries", aside=len(verdicts)))
+            if spent.looks >= budget.looks or spent.passes >= budget.passes:
+                raise GivesUp(f"{spent.looks} looks to choose among revisions leave nothing of the budget")
+            step = _sent(revisions, verdicts)
+
     # attacks
 
-    def _attack(self, job: Job, victim: Victim, model: Model, attacks: Sequence[Attack]) -> None:
-        """All goals of all these attacks, side by side."""
+    def _attack(
+        self, job: Job, victim: Victim, model: Model, attacks: Sequence[Attack], spent: Cost | None = None
+    ) -> None:
+        """All goals of all these attacks, side by side; ``spent`` on each of them before."""
         left = job.goals_left(self.store, attacks, victim)
         if any(Need.REFERENCE in attack.needs for attack, _ in left):
             self._take_references(job, victim)
-        searching = Searching(
+        searching = self._searching(job, model)
+
+        def after(live: Sequence[Pursuit], pictures: int) -> None:
+            self.watch(Event(victim=victim, doing="attacking", live=tuple(live), pictures=pictures))
+
+        pursuits = (self._pursuit(victim, job.concept, searching, spent or Cost(), *pair) for pair in left)
+        searching.run(pursuits, after)
+
+    def _searching(self, job: Job, model: Model) -> Searching:
+        return Searching(
             model=model,
             base=self.base,
             concept=job.concept,
@@ -201,11 +229,6 @@ class Runner:
             keep=self.audit.keep,
             store=self.store,
         )
-
-        def after(live: Sequence[Pursuit], pictures: int) -> None:
-            self.watch(Event(victim=victim, doing="attacking", live=tuple(live), pictures=pictures))
-
-        searching.run((self._pursuit(victim, job.concept, searching, *pair) for pair in left), after)
 
     def _encoded(self, concept: str) -> list[Tensor]:
         """Latents of the given pictures; raises ``BadAudit`` for one of another size than the base's."""
@@ -223,9 +246,13 @@ class Runner:
             self._references[goal] = self.base.encode_picture(picture)
         self.watch(Event(victim=victim, doing="drew references", aside=len(goals)))
 
-    def _pursuit(self, victim: Victim, concept: Concept, searching: Searching, attack: Attack, goal: Goal) -> Pursuit:
+    def _pursuit(
+        self, victim: Victim, concept: Concept, searching: Searching, spent: Cost, attack: Attack, goal: Goal
+    ) -> Pursuit:
         model = searching.model
-        pursuit = Pursuit(victim=victim, attack=attack, goal=goal, budget=self.audit.budget, price=searching.price)
+        pursuit = Pursuit(
+            victim=victim, attack=attack, goal=goal, budget=self.audit.budget, price=searching.price, cost=spent
+        )
 
         def encode(tokens: Tensor) -> Text:
             pursuit.cost += Cost(encodes=len(tokens))
@@ -264,6 +291,14 @@ class Runner:
         else:
             pursuit.begin(attack.search(case))
         return pursuit
+
+
+def _sent(revisions: Revisions, verdicts: list[Verdict]) -> tuple[int, Model] | Tryout | None:
+    """What an attack's revisions come to after a tryout; None: nothing."""
+    try:
+        return cast(Generator[tuple[int, Model] | Tryout, Any, None], revisions).send(verdicts)
+    except StopIteration:
+        return None
 
 
 def _name(victim: Victim) -> list[Any]:

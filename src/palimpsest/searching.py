@@ -66,6 +66,15 @@ class Searching:
             after(live, drawn)
             live = [pursuit for pursuit in live if not pursuit.ended]
 
+    def tried(self, attempts: Sequence[Attempt]) -> tuple[list[Verdict], Cost]:
+        """Verdicts on pictures that belong to no goal, and what they cost; raises what drawing raises."""
+        began = time.perf_counter()
+        verdicts: list[Verdict] = []
+        for at in range(0, len(attempts), self.model.batch):
+            verdicts += self._judge(self.model.draw(attempts[at : at + self.model.batch], self.sampling))
+        spent = Cost(looks=len(attempts), seconds=time.perf_counter() - began)
+        return verdicts, sum((self.price(attempt) for attempt in attempts), spent)
+
     def _serve(self, live: Sequence[Pursuit]) -> int:
         """Answers one batch, of the kind of question of which most are waiting; returns the pictures drawn."""
         waiting: Counter[Hashable] = Counter()

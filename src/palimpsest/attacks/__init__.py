@@ -12,6 +12,7 @@ from palimpsest.attacks.pez import Pez
 from palimpsest.attacks.random_prefix import RandomPrefix
 from palimpsest.attacks.revive import Revive
 from palimpsest.attacks.revive_changed import ReviveChanged
+from palimpsest.attacks.revive_chosen import ReviveChosen
 from palimpsest.attacks.revive_oracle import ReviveOracle
 from palimpsest.attacks.seed_search import SeedSearch
 from palimpsest.attacks.soft_prompt import SoftPrompt
@@ -33,6 +34,7 @@ __all__ = [
     "RandomPrefix",
     "Revive",
     "ReviveChanged",
+    "ReviveChosen",
     "ReviveOracle",
     "SeedSearch",
     "SoftPrompt",
@@ -53,6 +55,7 @@ ATTACKS: tuple[type[Attack], ...] = (
     RandomPrefix,
     Revive,
     ReviveChanged,
+    ReviveChosen,
     ReviveOracle,
     SeedSearch,
     SoftPrompt,

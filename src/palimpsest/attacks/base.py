@@ -46,6 +46,17 @@ class GivesUp(Exception):
     """Says why there is nothing to try: ``revise`` raises it before it yields anything, ``search`` at any time."""
 
 
+@dataclass(frozen=True)
+class Tryout:
+    """Pictures that an attack has judged before it decides what to make of the victim."""
+
+    model: Model
+    attempts: Sequence[Attempt]
+
+
+Revisions = Iterator[tuple[int, Model]] | Generator[tuple[int, Model] | Tryout, Any, None]
+"""Yields (revision number, model); or a tryout, for which a generator is sent verdicts in the same order."""
+
 Search = Generator[Sequence[Attempt] | Sequence[Probe], Any, None]
 """Yields attempts and is sent verdicts, or yields probes and is sent slopes, in the same order."""
 
@@ -113,10 +124,11 @@ class Attack(Component):
 
     def revise(
         self, victim: Model, *, base: Model | None, concepts: Sequence[Concept], random: torch.Generator
-    ) -> Iterator[tuple[int, Model]]:
+    ) -> Revisions:
         """(revision number, model): victims that the attacker made of the victim; by default itself alone.
 
         Yielding none means giving up: the victim has nothing that this attack could work on. ``GivesUp`` says why.
+        What a tryout costs is charged to every goal that is attacked afterwards, as if it were the only one.
         """
         yield 0, victim
 

@@ -16,6 +16,7 @@ from palimpsest.model import Model
 from palimpsest.pruning import largest
 from palimpsest.records import Concept
 
+Recovery = Literal["completion", "matrix_normal", "random", "quantisation"]
 Sizes = Literal["max", "mean", "sample", "draw", "recovered"]
 
 
@@ -41,7 +42,7 @@ class Revive(Attack):
     name = "revive"
     needs = frozenset({Need.WEIGHTS})
 
-    recovery: Literal["completion", "matrix_normal", "random", "quantisation"] = "completion"
+    recovery: Recovery = "completion"
     """``matrix_normal``: the mean given the other rows and units that the first linear tells the same
     (``palimpsest.matrix_normal``). ``random``: from a normal distribution, so that signs mean nothing.
     ``quantisation``: every matrix rounded, row by row and symmetrically, to 4 bits, and nothing else; a zero stays one,
