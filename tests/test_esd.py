@@ -163,7 +163,7 @@ def test_the_student_learns_the_target():
     with torch.no_grad():
         given, without = model.predict_noise(x, t, church), model.predict_noise(x, t, null)
         target = 2 * without - given
-    student = erased(model, iterations=30, lr=1e-2, batch=4, steps=2)
+    student = erased(model, iterations=15, lr=1e-2, batch=4, steps=2)
     with torch.no_grad():
         after = student.predict_noise(x, t, church)
     before_error, after_error = ((given - target) ** 2).mean(), ((after - target) ** 2).mean()

@@ -50,6 +50,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr("palimpsest.audit_file.JUDGES", (*JUDGES, Hash))
         patch.setattr("palimpsest.audit_file.ATTACKS", (*ATTACKS, Seeds))
         patch.setattr("palimpsest.audit_file.ERASERS", (*ERASERS, Dampen))
+        patch.setattr("palimpsest.forecast.speed", lambda model: 100.0)  # it measures for a second
         patch.setenv("TOKENIZERS_PARALLELISM", "false")
         patch.chdir(home)
         ended = command(*audit("whole"))

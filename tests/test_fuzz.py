@@ -81,6 +81,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr("palimpsest.audit_file.JUDGES", (*JUDGES, Hash))
         patch.setattr("palimpsest.audit_file.ATTACKS", (*ATTACKS, Seeds))
         patch.setattr("palimpsest.audit_file.ERASERS", (*ERASERS, Dampen))
+        patch.setattr("palimpsest.forecast.speed", lambda model: 100.0)  # it measures for a second
         patch.chdir(home)
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_VERBOSITY", "TQDM_DISABLE"):
             patch.setenv(name, os.environ.get(name, "1" if name != "TRANSFORMERS_VERBOSITY" else "error"))

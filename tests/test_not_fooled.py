@@ -12,7 +12,7 @@ from palimpsest.erasers import Uce
 from palimpsest.erasing import difference
 from palimpsest.model import Model
 
-GOALS = 12
+GOALS = 20
 
 
 def handed_in(folder: Path, name: str, weights: dict[str, torch.Tensor]) -> str:
@@ -41,7 +41,7 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         concepts=["church"],
         erasers=[{"name": "checkpoint", **settings} for settings in checkpoints.values()],
         attacks=["direct"],
-        measures=[{"name": "neighbours", "pictures": 2}],
+        measures=[{"name": "neighbours", "pictures": 1}],
         goals=GOALS,
         sampling={"scheduler": "ddim", "steps": 8, "guidance": 5.0},
         batch=20,
@@ -62,7 +62,7 @@ def test_a_ruined_model_is_no_erased_one(sentences: dict[str, str]) -> None:
 def test_an_untouched_model_is_no_erased_one(sentences: dict[str, str]) -> None:
     said = sentences["untouched"]
     shown = said.removeprefix("Not erased: asked plainly, ").partition(" ")[0]
-    assert said.startswith("Not erased: ") and int(shown) >= GOALS - 1
+    assert said.startswith("Not erased: ") and int(shown) >= 18
 
 
 def test_an_erased_model_is_one(sentences: dict[str, str]) -> None:
