@@ -7,6 +7,8 @@ import ast
 import re
 import shlex
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import links
 from command_page import command_line
@@ -39,14 +41,24 @@ class Origin:
 def origin(part: Part) -> Origin:
     """The file of a part, found by the name that its class gives itself."""
     folder = KINDS[part.kind]
-    for file in sorted((HERE / folder).glob("*.py")):
+    found = _origins(HERE / folder)
+    if repr(part.name) not in found:
+        raise FileNotFoundError(f"expected a class with name = {part.name!r} in {folder}, found none")
+    return found[repr(part.name)]
+
+
+@cache
+def _origins(folder: Path) -> dict[str, Origin]:
+    """Of all parts in a folder, by name as it is written."""
+    found: dict[str, Origin] = {}
+    for file in sorted(folder.glob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        for node in tree.body:
-            said = _said(node)
-            if said.get("name") == repr(part.name):
+        for said in map(_said, tree.body):
+            if "name" in said:
                 needs = tuple(sorted(need.lower() for need in re.findall(r"Need\.(\w+)", said.get("needs", ""))))
-                return Origin(f"{PACKAGE}/{folder}/{file.name}", ast.get_docstring(tree) or "", needs)
-    raise FileNotFoundError(f"expected a class with name = {part.name!r} in {folder}, found none")
+                path = f"{PACKAGE}/{folder.name}/{file.name}"
+                found.setdefault(said["name"], Origin(path, ast.get_docstring(tree) or "", needs))
+    return found
 
 
 def _said(node: ast.stmt) -> dict[str, str]:

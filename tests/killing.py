@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -30,10 +31,12 @@ def started(folder: Path, goals: int) -> int:
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # a forked process has no other threads
             work(folder, goals)
             os._exit(0)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
             os._exit(1)
     return child
 
@@ -43,8 +46,8 @@ def lines(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def main(folder: Path, kills: int, seed: int) -> None:
-    torch.set_num_threads(1)  # a forked process has no other threads
+def killed_and_whole(folder: Path, kills: int, seed: int) -> None:
+    """Below the folder, ``killed`` and ``whole``; raises if a run ended in another way than is meant."""
     moments = random.Random(seed)
     goals = 4 * kills
     for kill in range(kills):
@@ -55,14 +58,10 @@ def main(folder: Path, kills: int, seed: int) -> None:
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.2))
         if os.waitpid(child, os.WNOHANG)[0] != 0:
-            sys.exit("the run was over before it could be killed")
+            raise RuntimeError("the run was over before it could be killed")
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        print("killed", flush=True)
     for name in ("killed", "whole"):
         _, status = os.waitpid(started(folder / name, goals), 0)
-        print("finished" if status == 0 else "failed", flush=True)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+        if status:
+            raise RuntimeError(f"{name}: expected a run that ends well, got status {status}")

@@ -2,18 +2,17 @@
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from cases import concept
-from palimpsest import fitting
 from palimpsest.erasers import AdvUnlearn, Checkpoint
 from palimpsest.erasers.advunlearn import COCO
 from palimpsest.erasing import difference
 from palimpsest.errors import BadSetting
-from palimpsest.fitting import training_in
 from tiny import tiny_model
 
 CHURCH, VAN_GOGH = concept("church", synonyms=("chapel",), neighbours=("house",)), concept("van gogh", "style")
@@ -167,20 +166,9 @@ def test_each_of_several_concepts_is_drawn(model):
     assert both.fingerprint not in {one.fingerprint for one in single}
 
 
-def test_stopped_amid_the_attacks_it_goes_on_to_the_same_weights(model, tmp_path, monkeypatch):
-    class Stopped(Exception):
-        pass
-
-    def stop(phase, done, of):
-        if done == 2:
-            raise Stopped
-
-    monkeypatch.setattr(fitting, "KEPT_AFTER", 0.0)
-    with pytest.raises(Stopped), training_in(tmp_path, progress=stop):
-        erased(model, iterations=4)
-    with training_in(tmp_path):
-        resumed = erased(model, iterations=4)
-    assert resumed.fingerprint == erased(model, iterations=4).fingerprint
+def test_stopped_amid_the_attacks_it_goes_on_to_the_same_weights(model, gone_on_with):
+    train = partial(erased, model, iterations=4)
+    assert gone_on_with(train).fingerprint == train().fingerprint
 
 
 def test_the_paper_retains_cocos_objects_but_what_names_the_concept():

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tomllib
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from inspect import getfullargspec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,8 +45,12 @@ DOCS = ROOT / "docs"
 MISSING_ON_PURPOSE = {"path", "model"}
 """Settings that name a file which a reader would have."""
 
-PAGES = generated.pages()
-SITE = PAGES | generated.outside()
+generated_pages = cache(generated.pages)
+
+
+@cache
+def site() -> dict[str, str]:
+    return generated_pages() | generated.outside()
 
 
 class Block(NamedTuple):
@@ -171,7 +175,6 @@ def test_every_file_of_the_page_is_tried() -> None:
 WITH_COMMANDS = {
     name: read(name) for name in ("README.md", "docs/index.md", "docs/quick-start.md", "docs/add-a-part.md")
 }
-COMMAND_PAGES = WITH_COMMANDS | {path: text for path, text in PAGES.items() if path.startswith("parts/")}
 ARGUMENTS = {"--eraser": ERASERS, "--attack": ATTACKS, "--judge": JUDGES}
 
 
@@ -204,11 +207,10 @@ def complaint(words: list[str], concepts: set[str]) -> str:
 
 def _values(words: list[str], given: dict[str, Any], concepts: set[str]) -> str:
     """What is wrong with the names and settings in a command that parses."""
-    parts = {part.name for kind in catalogue.KINDS for part in catalogue.parts(kind)} | {"adjectives"}
     for name in given.get("concept") or ():
         if name not in concepts | set(shipped_concepts()):
             return f"no concept {name}"
-    if words[0] == "show" and given["name"] not in parts | set(shipped_concepts()):
+    if words[0] == "show" and given["name"] not in part_names() | {"adjectives", *shipped_concepts()}:
         return f"nothing called {given['name']}"
     if words[0] == "audit" and given["source"] not in (None, "quick", "standard", "my_audit.toml"):
         return f"no audit {given['source']}"
@@ -217,6 +219,11 @@ def _values(words: list[str], given: dict[str, Any], concepts: set[str]) -> str:
             if word == option and (fault := _part(value, known)):
                 return fault
     return ""
+
+
+@cache
+def part_names() -> frozenset[str]:
+    return frozenset(part.name for kind in catalogue.KINDS for part in catalogue.parts(kind))
 
 
 def _part(text: str, known: Any) -> str:
@@ -236,12 +243,24 @@ def _part(text: str, known: Any) -> str:
     return ""
 
 
-@pytest.mark.parametrize("page", COMMAND_PAGES)
-def test_every_command_is_one(page: str) -> None:
-    found = commands(COMMAND_PAGES[page])
-    assert found or page.endswith("index.md") or "/measures/" in page
+def faulty(text: str) -> dict[str, str]:
     concepts = {"mine.toml", "lighthouse.toml"}
-    assert {shlex.join(words): fault for words in found if (fault := complaint(words, concepts))} == {}
+    return {shlex.join(words): fault for words in commands(text) if (fault := complaint(words, concepts))}
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS)
+def test_every_command_is_one(page: str) -> None:
+    assert commands(WITH_COMMANDS[page]) or page == "docs/index.md"
+    assert faulty(WITH_COMMANDS[page]) == {}
+
+
+@pytest.mark.parametrize("plural", generated.PLURALS.values())
+def test_every_command_of_a_part_is_one(plural: str) -> None:
+    pages = {path: text for path, text in generated_pages().items() if path.startswith(f"parts/{plural}/")}
+    assert len(pages) > 1
+    for path, text in pages.items():
+        assert commands(text) or path.endswith("index.md") or plural == "measures", path
+        assert faulty(text) == {}, path
 
 
 @pytest.mark.parametrize(
@@ -378,7 +397,7 @@ def broken(page: str, text: str) -> list[str]:
         if re.match(r"[a-z]+:", path):
             continue
         target = Path(os.path.normpath((ROOT / page).parent / path)) if path else ROOT / page
-        there = SITE.get(str(target.relative_to(ROOT)).removeprefix("docs/"))
+        there = site().get(str(target.relative_to(ROOT)).removeprefix("docs/"))
         if there is None and target.exists():
             there = target.read_text(encoding="utf-8") if target.suffix == ".md" else ""
         if there is None or (anchor and anchor not in anchors(there)):
@@ -392,7 +411,7 @@ def test_every_link_and_anchor_leads_somewhere(page: str) -> None:
 
 
 def test_the_links_of_generated_pages_lead_somewhere() -> None:
-    assert {path: wrong for path, text in PAGES.items() if (wrong := broken(f"docs/{path}", text))} == {}
+    assert {path: wrong for path, text in generated_pages().items() if (wrong := broken(f"docs/{path}", text))} == {}
 
 
 @pytest.mark.parametrize("link", ["[a](nowhere.md)", "[a](numbers.md#nowhere)", "![a](nowhere.png)", "[a](#nowhere)"])
@@ -407,14 +426,14 @@ def test_a_broken_link_is_noticed(link: str) -> None:
 def test_every_part_has_its_page_and_nothing_else_has(kind: str) -> None:
     names = {part.name for part in catalogue.parts(kind)}
     folder = f"parts/{generated.PLURALS[kind]}/"
-    assert {path.removeprefix(folder) for path in PAGES if path.startswith(folder)} == {
+    assert {path.removeprefix(folder) for path in generated_pages() if path.startswith(folder)} == {
         "index.md",
         *(f"{name}.md" for name in names),
     }
-    assert set(re.findall(r"^\| \[(\w+)\]\(\1\.md\)", PAGES[f"{folder}index.md"], re.MULTILINE)) == names
-    assert set(generated.navigation(kind)) == {path for path in PAGES if path.startswith(folder)}
+    assert set(re.findall(r"^\| \[(\w+)\]\(\1\.md\)", generated_pages()[f"{folder}index.md"], re.MULTILINE)) == names
+    assert set(generated.navigation(kind)) == {path for path in generated_pages() if path.startswith(folder)}
     for part in catalogue.parts(kind):
-        page = PAGES[f"{folder}{part.name}.md"]
+        page = generated_pages()[f"{folder}{part.name}.md"]
         table = rows(page, "setting") if part.settings else []
         assert [cells[0] for cells in table] == [f"`{setting.name}`" for setting in part.settings]
 
@@ -433,7 +452,7 @@ def test_a_part_of_tomorrow_has_its_page(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("measure", catalogue.parts("measure"), ids=lambda measure: measure.name)
 def test_a_measure_is_asked_for_as_an_audit_takes_it(measure: catalogue.Part) -> None:
-    page = PAGES[f"parts/measures/{measure.name}.md"]
+    page = generated_pages()[f"parts/measures/{measure.name}.md"]
     lines = [line for block in blocks(page) if block.language == "toml" for line in block.text.splitlines()]
     assert lines
     for line in lines:
@@ -446,17 +465,17 @@ def test_a_measure_is_asked_for_as_an_audit_takes_it(measure: catalogue.Part) ->
 
 
 def test_a_page_says_what_the_source_says() -> None:
-    page = PAGES["parts/erasers/uce.md"]
+    page = generated_pages()["parts/erasers/uce.md"]
     assert "[arXiv 2308.14761](https://arxiv.org/abs/2308.14761)" in page
     assert "equation }\nW = (lam W* + e sum" in page
     assert r"with W\* the original weight" in page  # and in prose, not the start of emphasis
     assert "| `lam` | <code>float</code> | <code>0.5</code> | How strongly everything else is held in place. |" in page
-    assert "`gradients`, `reference`" in PAGES["parts/attacks/unlearn_diff.md"]
-    assert "must be given" in PAGES["parts/erasers/checkpoint.md"]
+    assert "`gradients`, `reference`" in generated_pages()["parts/attacks/unlearn_diff.md"]
+    assert "must be given" in generated_pages()["parts/erasers/checkpoint.md"]
 
 
 def test_every_command_and_option_is_on_the_page_of_the_command_line() -> None:
-    page = PAGES["command-line.md"]
+    page = generated_pages()["command-line.md"]
     for name, command in typer.main.get_command(app).commands.items():
         section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
         assert (command.help or "").split("\n")[0] in section

@@ -111,9 +111,21 @@ def case(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def erased(case, model):
+def untouched(model):
+    """The fingerprint before any eraser."""
+    return model.fingerprint
+
+
+@pytest.fixture(scope="module")
+def erased(case, model, untouched):
     """What the eraser made of the model, once for all tests that only look at it."""
-    return erase(case[0], model)
+    found = erase(case[0], model)
+    PRINTS[repr(case[0])] = found.fingerprint
+    return found
+
+
+PRINTS: dict[str, str] = {}
+"""What each eraser that has run made of the model."""
 
 
 def erase(eraser, model, *, concepts=CONCEPTS):
@@ -124,23 +136,19 @@ def test_every_eraser_has_a_case():
     assert {spec["name"] for spec, _ in CASES.values()} == {eraser.name for eraser in ERASERS}
 
 
-def test_leaves_its_input_alone(case, model):
-    eraser, _ = case
-    model.forget()
-    before, outside = model.fingerprint, torch.get_rng_state()
-    for _, stage in eraser.stages(model, CONCEPTS, random=torch.Generator().manual_seed(0)):
-        assert not any(weight.requires_grad for weight in stage.weights().values())
-    model.forget()
-    assert model.fingerprint == before
-    assert all(weight.grad is None and not weight.requires_grad for weight in model.weights().values())
-    assert torch.equal(torch.get_rng_state(), outside)
-
-
-def test_the_spec_rebuilds_it_and_the_same_seed_gives_the_same_weights(case, model, erased):
+def test_the_same_spec_and_seed_give_the_same_weights_and_leave_the_input_alone(case, model, untouched, erased):
     eraser, _ = case
     again = build("eraser", ERASERS, eraser.spec)
     assert again == eraser
-    assert erase(again, model).fingerprint == erased.fingerprint
+    torch.rand(())  # else who seeds the global generator twice alike would not be noticed
+    outside, stage = torch.get_rng_state(), model
+    for _, stage in again.stages(model, CONCEPTS, random=torch.Generator().manual_seed(0)):
+        assert not any(weight.requires_grad for weight in stage.weights().values())
+    assert stage.fingerprint == erased.fingerprint
+    model.forget()
+    assert model.fingerprint == untouched
+    assert all(weight.grad is None and not weight.requires_grad for weight in model.weights().values())
+    assert torch.equal(torch.get_rng_state(), outside)
 
 
 def test_changes_the_weights_it_says_and_shares_all_others(case, model, erased):
@@ -164,8 +172,8 @@ def test_the_model_it_gives_draws(erased):
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in SEVERAL]
 )
 def test_each_of_several_concepts_counts(name, model):
-    eraser = build("eraser", ERASERS, CASES[name][0] | ({"iterations": 8} if "esd" in name else {}))
-    both = erase(eraser, model).fingerprint
+    eraser = build("eraser", ERASERS, CASES[name][0] | ({"iterations": 5} if "esd" in name else {}))
+    both = PRINTS.get(repr(eraser)) or erase(eraser, model).fingerprint
     assert both not in {erase(eraser, model, concepts=[one]).fingerprint for one in CONCEPTS}
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def eraser(place: Path) -> tuple[object, ...]:
 
 def judge(place: Path) -> tuple[object, ...]:
     asked = ("audit", "--base", "model", "--concept", "mine.toml", "--eraser", "nothing", "--attack", "direct")
-    return (*asked, "--judge", "image_classifier:model=judge,top=6", "--goals", 1, "--budget", "quick", "--out", "run")
+    asked += ("--judge", "image_classifier:model=judge,top=6,calibration=0")
+    return (*asked, "--goals", 1, "--budget", "quick", "--out", "run")
 
 
 def change(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
@@ -379,6 +381,12 @@ CASES: dict[str, list[tuple[Callable[[Path], tuple[object, ...]], Harm, str]]] =
 }
 
 
+@cache
+def least() -> int:
+    """Bytes of memory of a command that opens no model."""
+    return command("list", "erasers").peak
+
+
 @pytest.mark.parametrize(
     ("asked", "harm", "says"),
     [
@@ -395,7 +403,7 @@ def test_a_hostile_model_is_refused_in_one_line(place: Path, asked: Callable, ha
     refused(ended, says)
     assert there(place) == before
     assert not (place / "canary").exists()
-    assert ended.peak < MEMORY + command("list", "erasers").peak
+    assert ended.peak < MEMORY + least()
 
 
 @pytest.mark.parametrize("asked", [base, judge])

@@ -12,6 +12,8 @@ from palimpsest.erasers import Uce
 from palimpsest.erasing import difference
 from palimpsest.model import Model
 
+GOALS = 20
+
 
 def handed_in(folder: Path, name: str, weights: dict[str, torch.Tensor]) -> str:
     path = folder / f"{name}.safetensors"
@@ -39,9 +41,9 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         concepts=["church"],
         erasers=[{"name": "checkpoint", **settings} for settings in checkpoints.values()],
         attacks=["direct"],
-        measures=[{"name": "neighbours", "pictures": 3}],
-        goals=20,
-        sampling={"scheduler": "ddim", "steps": 10, "guidance": 5.0},
+        measures=[{"name": "neighbours", "pictures": 1}],
+        goals=GOALS,
+        sampling={"scheduler": "ddim", "steps": 8, "guidance": 5.0},
         batch=20,
         keep="none",
         out=folder / "run",
@@ -54,7 +56,7 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_a_ruined_model_is_no_erased_one(sentences: dict[str, str]) -> None:
-    assert sentences["ruined"].startswith("Wrecked, not erased: asked plainly, 0 of 20 goals show church")
+    assert sentences["ruined"].startswith(f"Wrecked, not erased: asked plainly, 0 of {GOALS} goals show church")
 
 
 def test_an_untouched_model_is_no_erased_one(sentences: dict[str, str]) -> None:

@@ -1,5 +1,7 @@
 """Receler against a plain loop that shares no code with it; and its adapters, kept, saved and read back."""
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -7,13 +9,11 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from cases import concept
-from palimpsest import fitting
 from palimpsest.cli import app
 from palimpsest.erasers import Checkpoint, Receler
 from palimpsest.erasers.receler import concept_masks
 from palimpsest.erasing import difference
 from palimpsest.errors import BadCheckpoint, BadModel, BadSetting
-from palimpsest.fitting import training_in
 from palimpsest.model import Sampling
 from palimpsest.records import Attempt
 from scripted import Seeds, audit, run, trials
@@ -181,19 +181,8 @@ def test_it_begins_as_the_base_and_each_concept_counts(model):
     assert both not in single
 
 
-def test_stopped_it_goes_on_to_the_same_weights(model, erased, tmp_path, monkeypatch):
-    class Stopped(Exception):
-        pass
-
-    def stop(phase, done, of):
-        if done == 2:
-            raise Stopped
-
-    monkeypatch.setattr(fitting, "KEPT_AFTER", 0.0)
-    with pytest.raises(Stopped), training_in(tmp_path, progress=stop):
-        erase(model)
-    with training_in(tmp_path):
-        assert erase(model).fingerprint == erased.fingerprint
+def test_stopped_it_goes_on_to_the_same_weights(model, erased, gone_on_with):
+    assert gone_on_with(partial(erase, model)).fingerprint == erased.fingerprint
 
 
 def pictures(model):

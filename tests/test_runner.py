@@ -1,8 +1,6 @@
 import html
 import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from killing import killed_and_whole
 from palimpsest import report
 from palimpsest.attacks import RandomPrefix
 from palimpsest.attacks.base import Attack, Case, Need, Search, Tryout, ask, look
@@ -522,12 +521,7 @@ def test_a_run_goes_on_only_with_the_same_base(tmp_path: Path) -> None:
     ("kills", "seed"), [pytest.param(3, 0, id="three"), pytest.param(20, 1, id="twenty", marks=pytest.mark.slow)]
 )
 def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path, kills: int, seed: int) -> None:
-    script = Path(__file__).parent / "killing.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(kills), str(seed)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["killed"] * kills + ["finished", "finished"]
+    killed_and_whole(tmp_path, kills, seed)
     assert trials(tmp_path / "killed") == trials(tmp_path / "whole")
     for name in ("readings.jsonl", "calibration.jsonl"):
         assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
