@@ -183,7 +183,7 @@ class Bench(NamedTuple):
         """One way once; its passes must be the paper's."""
         goals = self.goals[: way.batch]
         set_attention(self.model, way)
-        with counted(unet or self.model.unet) as sizes:
+        with counted(self.model.unet if unet is None else unet) as sizes:
             ran = self.by_the_runner(way) if way.ours else self.by_the_loop(way, goals, unet)
         expected = self.counts.passes * len(goals)
         assert sum(sizes) == expected, f"{way.name}: expected {expected} passes, got {sum(sizes)}"

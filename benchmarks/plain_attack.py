@@ -75,7 +75,7 @@ class Loop:
 
     def __init__(self, model: Model, way: Way, counts: Counts, *, tolerance: float = TOLERANCE, unet: Any = None):
         self.model, self.way, self.counts, self.tolerance = model, way, counts, tolerance
-        self.unet = unet or model.unet
+        self.unet = model.unet if unet is None else unet
         self.table = model.vocabulary
         self.empty: Tensor | None = None
         # The authors' code knows its prompts' tokens as well.
