@@ -420,6 +420,32 @@ def test_tokens_go_round_and_too_many_are_counted() -> None:
     assert model.text(model.tokens(long)) == " ".join(WORDS[:14])
 
 
+def test_a_prompt_is_tokenised_once_by_each_tokeniser(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    tokenise, asked = model.tokenizer, []
+
+    class Counting:
+        def __getattr__(self, name: str) -> object:
+            return getattr(tokenise, name)
+
+        def __call__(self, prompt: str, **how: object) -> object:
+            asked.append(prompt)
+            return tokenise(prompt, **how)
+
+    monkeypatch.setattr(model, "tokenizer", Counting())
+    first = model.tokens("a dog")
+    expected = first.clone()
+    first.zero_()  # whoever asks may do with the answer what they like
+    assert torch.equal(model.tokens("a dog"), expected)
+    assert model.tokens("a cat")[2] != expected[2]
+    assert asked == ["a dog", "a cat"]
+    monkeypatch.undo()
+    spelt = model.tokens("zebra")
+    taught = model.with_token("zebra", model.vocabulary[0])
+    assert taught.tokens("zebra")[1] == len(taught.tokenizer) - 1 != spelt[1]
+    assert torch.equal(model.tokens("zebra"), spelt)
+
+
 def test_prompts_are_remembered_and_stay_fit_for_gradients() -> None:
     model = tiny_model()
     attempts: Sequence[Attempt] = [Attempt(prompt=PROMPTS[0], seed=seed) for seed in range(2)]

@@ -20,7 +20,7 @@ Attention = Literal["plain", "sdpa"]
 
 NETWORKS = ("unet", "text_encoder", "vae")
 REMEMBERED = 1024
-"""Prompts whose encoding is kept."""
+"""Prompts whose tokens are kept, and prompts whose encoding is."""
 SMALL = 100_000_000
 """Weights of a denoiser below which a pass is too small to fill a device on its own."""
 PLAIN_UP_TO = 1024
@@ -95,6 +95,7 @@ class Network:
         self._meter = Meter()
         self._fingerprint: str | None = None
         self._texts: dict[tuple[int, str], Text] = {}
+        self._tokens: dict[str, Tensor] = {}
 
     # Facts -----------------------------------------------------------------------------------------------------------
 
@@ -200,10 +201,14 @@ class Network:
 
     def tokens(self, prompt: str) -> Tensor:
         """(context,) int64 ids on the CPU, with start, end and padding, cut to the context."""
-        ids: Tensor = self.tokenizer(
-            prompt, padding="max_length", max_length=self.context, truncation=True, return_tensors="pt"
-        ).input_ids[0]
-        return ids
+        if prompt not in self._tokens:
+            if len(self._tokens) >= REMEMBERED:
+                self._tokens.clear()
+            self._tokens[prompt] = self.tokenizer(
+                prompt, padding="max_length", max_length=self.context, truncation=True, return_tensors="pt"
+            ).input_ids[0]
+        # Attacks ask in every iteration, and may write into what they get.
+        return self._tokens[prompt].clone()
 
     def length(self, prompt: str) -> int:
         """The prompt's tokens, start and end included, whether or not they fit the context."""
