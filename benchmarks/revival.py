@@ -11,7 +11,8 @@ concept, and what it holds already is not drawn again. How many signs are found 
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -19,10 +20,12 @@ import torch
 
 from eye import Seen, goals, look, neighbours
 from palimpsest.attacks import Attack, Revive, ReviveOracle
+from palimpsest.attacks.revive import magnitudes
 from palimpsest.erasers import ConceptPrune
 from palimpsest.miniature.facts import FIXED, kind_of
 from palimpsest.miniature.goals import concept_record
 from palimpsest.model import Model, default_device, fastest_precision
+from palimpsest.records import Concept
 from palimpsest.stats import holm, mcnemar_exact, wilson
 from palimpsest.utility.clip_score import clip_cosines
 from palimpsest.utility.features import Network
@@ -50,8 +53,10 @@ WAYS: dict[str, Attack] = {
     "oracle: 60 % true signs, the rest flipped": ReviveOracle(right=0.6),
     "oracle: 60 % true signs, the rest zero": ReviveOracle(right=0.6, others="zeroed"),
 }
+RIGHT = (0.6, 0.7, 0.8, 0.9, 0.95)
 NMS, AVERAGE, SAMPLE = (f"{size}, K 0.6" for size in SIZES.values())
 QUICK = (NMS, "oracle: true signs, neuron max")
+UNTOUCHED = ("base", "pruned")
 PAIRS = (
     (NMS, "pruned"),
     (NMS, "random signs"),
@@ -67,6 +72,30 @@ PAIRS = (
 """Fixed before any picture of the six concepts was drawn: does the first show what the second does not?"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Chance(Attack):
+    """All pruned entries back, each with its true sign by chance alone, as large as the row's mean: an oracle."""
+
+    right: float
+
+    def revise(
+        self, victim: Model, *, base: Model | None, concepts: Sequence[Concept], random: torch.Generator
+    ) -> Iterator[tuple[int, Model]]:
+        """The filled victim."""
+        assert base is not None, "an oracle knows the original"
+        locating, changed = Revive(), {}
+        for name in locating.pruned_layers(victim, base):
+            weight, true = (model.weights()[name].detach().double() for model in (victim, base))
+            pruned = locating.pruned(victim, base, name)
+            sign = true.sign() * (2.0 * (torch.rand(true.shape, generator=random) < self.right) - 1)
+            sizes = magnitudes(weight, pruned, true, rule="mean", random=random)
+            changed[name] = torch.where(pruned, sign * sizes, weight).float()
+        yield 1, victim.with_weights(changed)
+
+
+WAYS |= {f"oracle: {right:.0%} of the signs right, by chance": Chance(right=right) for right in RIGHT}
+
+
 class Told(TypedDict):
     """What one model shows of one concept."""
 
@@ -77,16 +106,17 @@ class Told(TypedDict):
 
 
 def victims(base: Model, pruned: Model, ways: Iterable[str]) -> Iterator[tuple[str, Model]]:
-    """The base, the pruned model, and what each way makes of it."""
-    yield "base", base
-    yield "pruned", pruned
+    """The base, the pruned model, or what a way makes of it."""
     for way in ways:
+        if way in UNTOUCHED:
+            yield way, base if way == "base" else pruned
+            continue
         random = torch.Generator().manual_seed(0)
         for _, model in WAYS[way].revise(pruned, base=base, concepts=[], random=random):
             yield way, model
 
 
-def drawn(base: Model, name: str, *, q: float, n: int, ways: list[str]) -> dict[str, Told]:
+def drawn(base: Model, name: str, *, q: float, n: int, models: list[str]) -> dict[str, Told]:
     """Model -> what it shows of the concept and of its neighbours."""
     prune = ConceptPrune(q=q, scheduler="ddim", steps=25, guidance=5.0)
     pruned = prune.erase(base, [concept_record(name)], random=torch.Generator())
@@ -98,7 +128,7 @@ def drawn(base: Model, name: str, *, q: float, n: int, ways: list[str]) -> dict[
         cosines = clip_cosines(clip, [one.picture for one in seen[:n]], prompts)
         return Told(erased=shown[:n], preserved=shown[n:], cosines=[round(float(cosine), 4) for cosine in cosines])
 
-    return {way: told(look(model, wanted)) for way, model in victims(base, pruned, ways)}
+    return {way: told(look(model, wanted)) for way, model in victims(base, pruned, models)}
 
 
 def share(marks: list[bool]) -> str:
@@ -116,7 +146,7 @@ def table(found: Mapping[str, Mapping[str, Told]], ways: list[str]) -> None:
     """Erased and preserved accuracy, pooled and concept by concept."""
     print(f"\n| model | erased accuracy | preserved accuracy | {' | '.join(found)} |")
     print(f"|---|---|---|{'--:|' * len(found)}")
-    for way in ["base", "pruned", *ways]:
+    for way in [*UNTOUCHED, *ways]:
         cells = (f"{sum(told[way]['erased'])}/{len(told[way]['erased'])}" for told in found.values())
         rates = (share(pooled(found, way, what)) for what in ("erased", "preserved"))
         print(f"| {way} | {' | '.join([*rates, *cells])} |")
@@ -134,7 +164,7 @@ def likeness(found: Mapping[str, Mapping[str, Told]], ways: list[str]) -> None:
     """The paper's measures for styles, for every concept."""
     print("\n| concept | model | similarity | less similar than the original |\n|---|---|--:|---|")
     for name, told in found.items():
-        for way in ["base", "pruned", *ways]:
+        for way in [*UNTOUCHED, *ways]:
             own, before = told[way]["cosines"], told["base"]["cosines"]
             less = share([one < other for one, other in zip(own, before, strict=True)])
             print(f"| {name} ({kind_of(name)}) | {way} | {sum(own) / len(own):.3f} | {less} |")
@@ -164,13 +194,14 @@ def main() -> None:
     n = 2 if options.quick else options.goals
     names = options.concepts.split(",")[: 1 if options.quick else None]
     ways = list(QUICK) if options.quick else options.ways.split(";")
+    models = [*UNTOUCHED, *ways]
     file = Path(options.json) if options.json else None
     found: dict[str, dict[str, Told]] = json.loads(file.read_text())["found"] if file and file.exists() else {}
     base = Model.load("miniature", precision=fastest_precision(default_device()), batch=2 * n)
-    print(f"{len(names)} concepts, {len(ways) + 2} models each, {2 * n} pictures by each of them", flush=True)
+    print(f"{len(names)} concepts, {len(models)} models each, {2 * n} pictures by each of them", flush=True)
     for name in names:
-        if name not in found:
-            found[name] = drawn(base, name, q=options.q, n=n, ways=ways)
+        if left := [one for one in models if one not in found.get(name, {})]:
+            found[name] = found.get(name, {}) | drawn(base, name, q=options.q, n=n, models=left)
             print(f"{name} is drawn", flush=True)
             if file:
                 file.write_text(json.dumps({"q": options.q, "found": found}))
