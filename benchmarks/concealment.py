@@ -178,7 +178,7 @@ def concept(base: Model, name: str, *, q: float, n: int, defences: list[str]) ->
     """Defence -> what is found of it, and what is shown before and after revival; the base's under ``base``."""
     mask = Conceal(pruner=pruner(q)).mask(base, [concept_record(name)])
     seen = activations(mask.applied(base), name, mask)
-    wanted = [*goals(name, n), *neighbours(name, n)]
+    wanted = [*goals(name, n), *neighbours(name, n)] if n else []
     figures = {"base": Figures({}, "", pictured(base, wanted, n) if n else None, None)}
     print(f"\n{name}: {mask.count:,} entries pruned, {mask.share:.1%}; AUROC / precision at the true share\n")
     print(f"| defence | {' | '.join([*DETECTORS, 'again', 'missing', 'difference'])} | seconds |")

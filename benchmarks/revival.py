@@ -1,6 +1,7 @@
 """How far a pruned concept comes back, and by what: the paper's attack, its rivals, its oracles, and more than these.
 
     python benchmarks/revival.py [--quick] [--json FILE] [--q Q] [--concepts NAME,...] [--goals N] [--ways WAY;...]
+        [--sheet PNG]
 
 The paper's tables in small. ConceptPrune takes each concept out of the miniature, and every way to fill the zeros is
 asked for the concept (the goals of the shipped audits) and for its neighbours (as many pictures). The oracles know the
@@ -11,12 +12,14 @@ concept, and what it holds already is not drawn again. How many signs are found 
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 import torch
+from PIL import Image, ImageDraw
 
 from eye import Seen, goals, look, neighbours
 from palimpsest.attacks import Attack, Revive, ReviveOracle
@@ -57,6 +60,14 @@ RIGHT = (0.6, 0.7, 0.8, 0.9, 0.95)
 NMS, AVERAGE, SAMPLE = (f"{size}, K 0.6" for size in SIZES.values())
 QUICK = (NMS, "oracle: true signs, neuron max")
 UNTOUCHED = ("base", "pruned")
+SHEET = (
+    *UNTOUCHED,
+    NMS,
+    "matrix normal",
+    "oracle: true signs, neuron max",
+    "oracle: true signs, neuron sample",
+    "oracle: true magnitudes, random signs",
+)
 PAIRS = (
     (NMS, "pruned"),
     (NMS, "random signs"),
@@ -182,10 +193,30 @@ def tests(found: Mapping[str, Mapping[str, Told]]) -> None:
         print(f"| {one} | {other} | {only} | {back} | {p:.2g} |")
 
 
+def sheet(base: Model, names: Sequence[str], *, q: float, path: str) -> None:
+    """The first goals of each concept, a row per model, as a PNG."""
+    prune, rows = ConceptPrune(q=q, scheduler="ddim", steps=25, guidance=5.0), defaultdict(list)
+    for name in names:
+        pruned = prune.erase(base, [concept_record(name)], random=torch.Generator())
+        for way, model in victims(base, pruned, SHEET):
+            rows[way] += [seen.picture for seen in look(model, goals(name, 2))]
+    side, left, top = base.picture_size[0], 210, 18
+    drawn = Image.new("RGB", (left + side * 2 * len(names), top + side * len(rows)), "white")
+    pen = ImageDraw.Draw(drawn)
+    for column, name in enumerate(names):
+        pen.text((left + 2 * column * side, 3), name, fill="black")
+    for line, (way, pictures) in enumerate(rows.items()):
+        pen.text((4, top + line * side + side // 2 - 6), way, fill="black")
+        for column, picture in enumerate(pictures):
+            drawn.paste(picture, (left + column * side, top + line * side))
+    drawn.save(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two goals of one concept, few ways; no result")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, and go on from what it holds")
+    parser.add_argument("--sheet", metavar="PNG", help="only draw two goals of each concept by some of the models")
     parser.add_argument("--q", type=float, default=0.1, help="share of each row that ConceptPrune may take per step")
     parser.add_argument("--concepts", default=",".join(FIXED), help="names, with commas between")
     parser.add_argument("--goals", type=int, default=20, help="of each concept, and as many of its neighbours")
@@ -197,7 +228,10 @@ def main() -> None:
     models = [*UNTOUCHED, *ways]
     file = Path(options.json) if options.json else None
     found: dict[str, dict[str, Told]] = json.loads(file.read_text())["found"] if file and file.exists() else {}
-    base = Model.load("miniature", precision=fastest_precision(default_device()), batch=2 * n)
+    base = Model.load("miniature", precision=fastest_precision(default_device()), batch=2 if options.sheet else 2 * n)
+    if options.sheet:
+        sheet(base, names, q=options.q, path=options.sheet)
+        return
     print(f"{len(names)} concepts, {len(models)} models each, {2 * n} pictures by each of them", flush=True)
     for name in names:
         if left := [one for one in models if one not in found.get(name, {})]:
