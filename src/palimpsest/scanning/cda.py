@@ -91,9 +91,7 @@ class Cda(AttentionDetector):
         except (OSError, ValueError, TypeError) as error:
             raise BadSetting(f"{self.name}: expected a state that was fitted, got {self.state}: {error}") from None
         if not right or len(plane) != self.components + 1:
-            raise BadSetting(
-                f"{self.name}: expected a state of {self.components + 1} finite numbers in {self.state}"
-            )
+            raise BadSetting(f"{self.name}: expected a state of {self.components + 1} finite numbers in {self.state}")
         return [float(number) for number in plane]
 
 

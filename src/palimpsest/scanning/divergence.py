@@ -40,14 +40,12 @@ class Divergence(PromptDetector):
 
 @torch.no_grad()
 def divergences(model: Model, base: Model, prompts: Sequence[str], *, origin: str, seed: int) -> list[float]:
-    """s of each prompt, as above, with ``origin`` for the empty prompt; 0 for what the base reads as the origin."""
+    """The score of each prompt, as above, ``origin`` in place of nothing; 0 for what the base reads as that."""
     noise, found = model.noise(seed).to(model.device), list[float]()
     for first in range(0, len(prompts), model.batch):
         some = list(prompts[first : first + model.batch])
         latents = noise[None].repeat(len(some), 1, 1, 1)
-        ours, theirs = (
-            one.predict_noise(latents, one.timesteps - 1, one.embed(some)).float() for one in (model, base)
-        )
+        ours, theirs = (one.predict_noise(latents, one.timesteps - 1, one.embed(some)).float() for one in (model, base))
         states = base.embed([origin, *some]).states.float()
         apart = (states[1:] - states[:1]).flatten(1).norm(dim=1)
         moved = (ours - theirs).flatten(1).norm(dim=1)
