@@ -79,7 +79,8 @@ class AttentionDetector(PromptDetector):
             if probabilities.shape[1] != places:
                 return torch.empty(0)
             # Guidance asks for the empty prompts first.
-            return probabilities.unflatten(0, (2 * n, -1))[n:].float().mean(1).mT.cpu()
+            mean: Tensor = probabilities.unflatten(0, (2 * n, -1))[n:].float().mean(1)
+            return mean.mT.cpu()
 
         noise = model.noise(self.seed)[None].repeat(n, 1, 1, 1)
         sampling = Sampling(scheduler="ddim", steps=self.steps, guidance=self.guidance)

@@ -84,7 +84,7 @@ class Cda(AttentionDetector):
 
     @cached_property
     def _plane(self) -> list[float]:
-        """w and b."""
+        """The plane's w, and b behind it."""
         try:
             plane = json.loads(Path(self.state).read_text(encoding="utf-8"))
             right = isinstance(plane, list) and all(math.isfinite(float(number)) for number in plane)

@@ -123,4 +123,5 @@ def _changes(output: Tensor) -> Tensor:
 def _apart(model: Model, rows: Tensor) -> Tensor:
     """(n - 1,): the distance between the text of the first row of ids and that of each other."""
     states = torch.cat([model.encode(some).states for some in rows.split(_batch(model))]).float()
-    return (states[1:] - states[:1]).flatten(1).norm(dim=1).clamp(min=1e-12).cpu()
+    apart: Tensor = (states[1:] - states[:1]).flatten(1).norm(dim=1)
+    return apart.clamp(min=1e-12).cpu()

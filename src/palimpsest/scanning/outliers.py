@@ -1,5 +1,6 @@
 """The trigger scan: which words and strings move a model away from its base, and what they call up."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -29,6 +30,8 @@ class Outlier:
     """The difference of one step's predictions over the distance of the texts."""
     deviation: float
     """Modified z-score among what was made at random: words for one token, strings for more."""
+    p_value: float
+    """By rank: the share of these, itself among them, that depart as far."""
     calls: tuple[str, ...] | None = None
     """Concepts that most of the model's pictures show and none of the base's; None: not drawn, or nobody judged."""
 
@@ -55,8 +58,10 @@ def trigger_scan(suspect: Suspect, candidates: Sequence[Candidate], *, base: Mod
 
     Two passes per candidate. A candidate's score is taken by median and absolute deviation of every second one made at
     random of its class (a vocabulary's words for one token, strings for more); the others tell how often chance alone
-    makes an outlier.
+    makes an outlier. What is given is not made at random, even where chance made it as well.
     """
+    texts = {one.text for one in candidates if one.origin == "given"}
+    candidates = [one for one in candidates if one.origin == "given" or one.text not in texts]
     prompts = [TEMPLATE.replace("{}", one.text) for one in candidates]
     origin = TEMPLATE.replace("{}", "").strip()
     scores = divergences(suspect.model, base, prompts, origin=origin, seed=seed)
@@ -65,8 +70,14 @@ def trigger_scan(suspect: Suspect, candidates: Sequence[Candidate], *, base: Mod
         some = [(one, score) for one, score in zip(candidates, scores, strict=True) if (one.tokens > 1) == several]
         made = [(one, score) for one, score in some if one.origin == ("string" if several else "word")]
         centre, spread = _robust([score for _, score in made[::2]])
+        made_scores = sorted(score for _, score in made)
         told = {
-            one: Outlier(candidate=one, score=score, deviation=0.6745 * (score - centre) / spread)
+            one: Outlier(
+                candidate=one,
+                score=score,
+                deviation=0.6745 * (score - centre) / spread,
+                p_value=(1 + len(made) - bisect_left(made_scores, score)) / (1 + len(made)),
+            )
             for one, score in some
         }
         found += told.values()

@@ -54,11 +54,13 @@ class Ufid(PromptDetector):
         return (1 + self.variants) * suspect.model.picture_cost(attempt, self._sampling).forwards
 
     def scores(self, suspect: Suspect, prompts: Sequence[str]) -> list[float | None]:
+        if not prompts:
+            return []
         asked = [variant for prompt in prompts for variant in (prompt, *self._varied(prompt))]
         pictures = suspect.model.draw([Attempt(prompt=one, seed=self.seed) for one in asked], self._sampling)
         seen = Network(measure=self.name, source=self.model).embeddings(pictures)
         seen = seen / np.linalg.norm(seen, axis=1, keepdims=True)
-        return [density(each) for each in np.split(seen, len(prompts))] if prompts else []
+        return [density(each) for each in np.split(seen, len(prompts))]
 
     @property
     def _sampling(self) -> Sampling:

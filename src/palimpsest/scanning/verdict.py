@@ -7,7 +7,7 @@ from typing import Any, Literal
 from palimpsest.inspection.verdict import Difference
 from palimpsest.scanning.outliers import Outlier, TriggerScan
 from palimpsest.scanning.scan import Row
-from palimpsest.stats import at_least, wilson
+from palimpsest.stats import holm
 
 SCHEMA = 1
 """Of the JSON, in docs/scan.md."""
@@ -48,15 +48,17 @@ class Scan:
 
     @property
     def unjudged(self) -> list[Outlier]:
-        """Given words that are outliers, if more than chance makes, of which no judge said what they call up."""
+        """Given words that are outliers, by Holm's correction as well, of which no judge said what they call up."""
         if self.words is None:
             return []
         given = [one for one in self.words.ranked if one.candidate.origin == "given"]
-        far = [one for one in given if one.far]
-        chance = wilson(self.words.alarms, self.words.held_out).high
+        adjusted = holm([one.p_value for one in given])
         judged = {one.candidate.text for one in self.drawn if one.calls is not None}
-        left = [one for one in far if one.candidate.text not in judged]
-        return left if at_least(len(far), len(given), chance) < ALPHA else []
+        return [
+            one
+            for one, p_value in zip(given, adjusted, strict=True)
+            if one.far and p_value < ALPHA and one.candidate.text not in judged
+        ]
 
     @property
     def verdict(self) -> Verdict:
