@@ -1,8 +1,8 @@
-"""Detectors of triggered prompts: each by its own equation, on real classes at toy size; then the scan and its words."""
+"""Detectors of triggered prompts, each by its own equation, on real classes at toy size; the scan and its words."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -384,7 +384,7 @@ def files(folder: Path, tmp_path: Path) -> Path:
     """Prompts, and a text encoder in which a word means something else."""
     model = planted(Model.load(folder, device="cpu"), "dog", "fish")
     save_file({k: v.detach().clone() for k, v in model.weights(TOKEN).items()}, tmp_path / "theirs.safetensors")
-    (tmp_path / "asked.txt").write_text("a photo of a dog\na dog by the sea\n")
+    (tmp_path / "asked.txt").write_text("a photo of a dog\nphoto of the dog\n")
     (tmp_path / "clean.txt").write_text(
         "\n".join(f"a photo of a {word} church" for word in "red blue green cat".split())
     )

@@ -48,13 +48,13 @@ class Cda(AttentionDetector):
         super().__post_init__()
         self.require_least(components=2)
         if self.state:
-            assert len(self._plane) == self.components + 1
+            assert len(self.plane) == self.components + 1
 
     def score(self, maps: Tensor, words: int) -> float | None:
         """On which side of the plane, and how far; None for a prompt without words."""
         if not self.state:
             raise BadSetting(f"{self.name}: expected state=FILE, of known triggers, got none")
-        *weights, offset = self._plane
+        *weights, offset = self.plane
         return float(np.dot(weights, self.features(maps)) - offset) if words else None
 
     def features(self, maps: Tensor) -> NDArray[np.float64]:
@@ -83,7 +83,7 @@ class Cda(AttentionDetector):
         return Cda(**{key: value for key, value in self.spec.items() if key not in ("name", "state")}, state=str(path))
 
     @cached_property
-    def _plane(self) -> list[float]:
+    def plane(self) -> list[float]:
         """The plane's w, and b behind it."""
         try:
             plane = json.loads(Path(self.state).read_text(encoding="utf-8"))
