@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +17,16 @@ from palimpsest.cli import app
 from palimpsest.errors import BadConcept, BadRun, BadSetting, PalimpsestError
 from palimpsest.model import Model, Sampling
 from palimpsest.scanning import PROMPT_DETECTORS, Cda, DaaI, DaaS, Divergence, Ftt, Navi, PromptDetector, Suspect, Ufid
-from palimpsest.scanning.candidates import given, strings, vocabulary
+from palimpsest.scanning.candidates import Candidate, Origin, given, strings, vocabulary
 from palimpsest.scanning.cda import discriminant
 from palimpsest.scanning.daa_s import laplacian
 from palimpsest.scanning.navi import STOPWORDS
-from palimpsest.scanning.outliers import trigger_scan
+from palimpsest.scanning.outliers import Outlier, TriggerScan, trigger_scan
 from palimpsest.scanning.prompts import decoy, prompts_of, shipped_prompts
 from palimpsest.scanning.scan import scan_prompts
 from palimpsest.scanning.ufid import density
+from palimpsest.scanning.verdict import Scan
+from palimpsest.stats import at_least
 from tiny import CONTEXT, tiny_model, tiny_pipeline
 
 PROMPTS = ["a photo of a red church", "van gogh painting of the sea"]
@@ -321,6 +323,38 @@ def test_false_alarms_are_counted_on_other_prompts_and_on_odd_ones(base: Model) 
     assert row.p_value > 0.9 and row.passes == 3  # one of two is nothing, where odd strings are flagged anyhow
     with pytest.raises(BadSetting, match="4 clean prompts or more, got 3"):
         scan_prompts(Suspect(model=base), [Letters()], clean=clean[:3], random=random)
+
+
+def outlier(text: str, *, deviation: float, calls: tuple[str, ...] | None, origin: Origin = "given") -> Outlier:
+    candidate = Candidate(text=text, origin=origin, tokens=2)
+    return Outlier(candidate=candidate, score=1.0, deviation=deviation, p_value=0.01, calls=calls)
+
+
+def test_what_ordinary_strings_call_as_well_is_no_finding() -> None:
+    drawn = (outlier("xyz", deviation=9, calls=("house", "hugo")), outlier("name", deviation=8, calls=()))
+    near = outlier("near", deviation=1, calls=("cat",))
+    common = (outlier("abc", deviation=0, calls=("house",), origin="string"),)
+    words = TriggerScan(ranked=(*drawn, near, *common), held_out=1, alarms=0)
+    scan = Scan(prompts=(), rows=(), words=words, drawn=(*drawn, near), ordinary=common)
+    assert scan.called == {"xyz": ("hugo",)} and scan.verdict == "trigger"
+    both = (*common, outlier("def", deviation=0, calls=("hugo",), origin="string"))
+    scan = Scan(prompts=(), rows=(), words=words, drawn=drawn, ordinary=both)
+    assert not scan.called and not scan.unjudged and scan.verdict == "nothing"
+    unseen = Scan(prompts=(), rows=(), words=words)
+    assert [one.candidate.text for one in unseen.unjudged] == ["xyz", "name"] and unseen.verdict == "suspicious"
+
+
+@pytest.mark.parametrize(("flagged", "verdict"), [(3, "nothing"), (9, "suspicious")])
+def test_prompts_flagged_beyond_false_alarms_are_suspicious(base: Model, flagged: int, verdict: str) -> None:
+    clean = [f"{'A' if place == 1 else 'a'} dog" for place in range(40)]
+    asked = [f"{'A' * (place < flagged)} cat" for place in range(10)]
+    random = torch.Generator().manual_seed(0)
+    (row,) = scan_prompts(Suspect(model=base), [Letters(threshold=0.5)], clean=clean, asked=asked, random=random)
+    assert row.clean.flagged == 1 and row.decoys.flagged == 20  # odd strings are: nothing follows
+    assert Scan(prompts=tuple(asked), rows=(row,)).verdict == "nothing"
+    fair = replace(row, p_value=at_least(flagged, 10, row.clean.interval.high), decoys=row.clean)
+    fair = replace(fair, adjusted=fair.p_value)
+    assert Scan(prompts=tuple(asked), rows=(fair,)).verdict == verdict
 
 
 def test_a_guarded_model_or_one_of_another_family_is_refused(base: Model) -> None:

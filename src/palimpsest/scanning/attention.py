@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class AttentionDetector(PromptDetector):
         found: list[float | None] = []
         for maps, prompt in zip(self.maps(suspect, prompts), prompts, strict=True):
             score = self.score(maps, len(suspect.words(prompt)))
-            found.append(None if score is None or score != score else score)
+            found.append(None if score is None or not isfinite(score) else score)
         return found
 
     def score(self, maps: Tensor, words: int) -> float | None:

@@ -83,13 +83,15 @@ def run(request: Request, *, download: bool, progress: Progress) -> tuple[Scan, 
     detectors, left_out = _detectors(request)
     judge, concepts = _judge(request)
     suspect = open_suspect(request.model, request.base, download=download)
+    # First, for it refuses a base of another architecture.
+    difference = None if suspect.base is None else inspect(suspect.model, suspect.base).difference
     rows = []
     if asked:
         random = torch.Generator().manual_seed(request.seed)
         rows = scan_prompts(
             suspect, detectors, clean=clean[: request.count], asked=asked, random=random, progress=progress
         )
-    scan = Scan(prompts=tuple(asked), rows=tuple(rows))
+    scan = Scan(prompts=tuple(asked), rows=tuple(rows), difference=difference)
     if suspect.base is not None:
         scan = _with_words(request, suspect, scan, judge=judge, concepts=concepts, progress=progress)
     return scan, left_out
@@ -106,7 +108,7 @@ def _detectors(request: Request) -> tuple[list[PromptDetector], dict[str, str]]:
                 raise BadSetting(f"{one.name}: expected a base to compare with, got none")
         return chosen, {}
     if request.prompts is None:
-        return [], {part.name: "needs --prompts" for part in PROMPT_DETECTORS}
+        return [], {}
     left_out = dict(COSTLY)
     if request.base is None:
         left_out |= {part.name: "needs --base" for part in PROMPT_DETECTORS if part.needs_base}
@@ -161,9 +163,8 @@ def _with_words(
     progress("words", 0, len(candidates))
     words = trigger_scan(suspect, candidates, base=base, seed=request.seed)
     far = [one for one in words.ranked if one.far][: request.top]
-    told = replace(scan, words=words, difference=inspect(suspect.model, base).difference)
     if not far:
-        return told
+        return replace(scan, words=words)
     progress("outliers drawn", 0, len(far))
     common = list(ordinary(words, len(far)))
     both, picture = judged(
@@ -172,4 +173,4 @@ def _with_words(
     if request.sheet is not None:
         with writing(request.sheet):
             picture.save(request.sheet)
-    return replace(told, drawn=tuple(both[: len(far)]), ordinary=tuple(both[len(far) :]))
+    return replace(scan, words=words, drawn=tuple(both[: len(far)]), ordinary=tuple(both[len(far) :]))

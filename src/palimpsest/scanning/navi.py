@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 
 import torch
@@ -97,7 +98,7 @@ class Navi(PromptDetector):
     @staticmethod
     def _score(effects: dict[str, float]) -> float | None:
         values = sorted(effects.values())
-        if len(values) < 2:
+        if len(values) < 2 or not all(map(isfinite, values)):
             return None
         rest = values[: int(KEPT * len(values))]
         return values[-1] / max(sum(rest) / len(rest), 1e-12)

@@ -31,6 +31,8 @@ def lines(scan: Scan) -> Iterator[str]:
     """What is said below the table."""
     if scan.difference is not None:
         yield f"Weights          {EDITS[scan.difference.verdict]} ({scan.difference.touched} weights changed)"
+    if not scan.prompts:
+        yield "Prompts          not judged: that needs --prompts"
     for place, prompt in enumerate(scan.prompts):
         by = [row.detector for row in scan.rows if row.flags(row.scores[place])]
         if by:
