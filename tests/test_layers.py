@@ -29,7 +29,7 @@ ORDER = (
     ("erasers", "attacks", "judges", "utility"),
     ("protocol", "pursuit", "inspection"),
     ("audit_file", "provenance"),
-    ("store",),
+    ("store", "scanning"),
     ("jobs",),
     ("erasing", "searching", "calibrating"),
     ("forecast", "runner"),

@@ -418,6 +418,79 @@ def inspect(
 
 
 @app.command()
+def scan(
+    model: Annotated[str, typer.Argument(help="What --base takes, or weights as checkpoint=PATH takes them.")],
+    base: Annotated[
+        str | None, typer.Option(help="What it was before: miniature, twin, a diffusers folder or a hub id.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts that may hold a trigger: one a line, or a .csv with a column prompt.")
+    ] = None,
+    clean: Annotated[Path | None, typer.Option(help="Prompts without one; by default the shipped concepts'.")] = None,
+    count: Annotated[int, typer.Option(min=4, max=10_000, help="Clean prompts that are used, at most.")] = 40,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME or NAME:SETTING=VALUE,...; by default those that fit and cost little. Repeatable."),
+    ] = None,
+    words: Annotated[int, typer.Option(min=0, max=1_000_000, help="Of the vocabulary, compared with the base.")] = 200,
+    strings: Annotated[int, typer.Option(min=0, max=1_000_000, help="Made at random, the same.")] = 200,
+    top: Annotated[int, typer.Option(min=0, max=1000, help="Outliers that are drawn, and judged.")] = 8,
+    concept: Annotated[
+        list[str] | None, typer.Option(help="What a trigger may call up; by default all that the judge knows.")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="NAME or NAME:SETTING=VALUE,...; the miniature brings one.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="A new PNG: the outliers by base and by model.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    download: Download = False,
+) -> None:
+    """Look for a backdoor without knowing its trigger.
+
+    With --prompts, detectors say which of them hold a trigger; with --base, words and strings at which the model
+    departs from it are drawn and judged. Thresholds come from clean prompts, and their false alarms are counted on
+    others, and on others still with a random string in them. Exit code 0 whatever is found.
+    """
+    from palimpsest.scanning.job import Request, run
+    from palimpsest.scanning.words import COLUMNS, cells, lines
+
+    request = Request(
+        model=model,
+        base=base,
+        prompts=prompts,
+        clean=clean,
+        count=count,
+        detectors=tuple(detector or ()),
+        words=words,
+        strings=strings,
+        top=top,
+        concepts=tuple(concept or ()),
+        judge=judge,
+        sheet=sheet,
+        seed=seed,
+    )
+    with console.status("opening") as status:
+
+        def progress(what: str, done: int, of: int) -> None:
+            status.update(f"{what} {done:,}/{of:,}")
+
+        found, left_out = run(request, download=download, progress=progress)
+    if as_json:
+        _tell({"model": model, "base": base, "left_out": left_out, **found.as_json()})
+        return
+    table = Table(*COLUMNS, box=None, title=f"{Path(model).name}: {len(found.prompts)} prompts", title_justify="left")
+    for row in found.rows:
+        table.add_row(*map(Text, cells(row)))
+    if found.rows:
+        console.print(table)
+    for name, why in left_out.items():
+        _say(f"Not asked        {name}: {why}")
+    for line in lines(found):
+        _say(line)
+    if sheet is not None and found.drawn:
+        _say(f"Sheet            {sheet}")
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say whether all is there to work with.
 

@@ -1,0 +1,61 @@
+"""Words and strings that might be a trigger: the model's own vocabulary, random ones, and those of given prompts."""
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from palimpsest.model import Model
+from palimpsest.scanning.navi import STOPWORDS
+
+Origin = Literal["given", "word", "string"]
+LENGTH = 8
+"""Letters of a random string, as many as the one of arXiv 2504.21072 has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A string that may be a trigger."""
+
+    text: str
+    origin: Origin
+    """Given, a word of the vocabulary, or a string made at random."""
+    tokens: int
+
+
+def given(model: Model, texts: Sequence[str]) -> list[Candidate]:
+    """Every word of these texts once, in order, without marks and stopwords."""
+    words = [word.strip(string.punctuation) for text in texts for word in text.split()]
+    kept = dict.fromkeys(word for word in words if word and word.lower() not in STOPWORDS)
+    return [candidate(model, word, "given") for word in kept]
+
+
+def vocabulary(model: Model, count: int, random: torch.Generator) -> list[Candidate]:
+    """At most ``count`` tokens drawn from those that are a word of their own and survive being typed."""
+    found: list[Candidate] = []
+    for token in torch.randperm(len(model.vocabulary), generator=random).tolist():
+        if len(found) == count:
+            break
+        text = "" if token in model.special_tokens else model.text([token])
+        if text.strip(string.punctuation) and text.lower() not in STOPWORDS and _ids(model, text) == [token]:
+            found.append(candidate(model, text, "word"))
+    return found
+
+
+def strings(model: Model, count: int, random: torch.Generator, *, length: int = LENGTH) -> list[Candidate]:
+    """``count`` strings of random letters."""
+    letters = torch.randint(len(string.ascii_letters), (count, length), generator=random).tolist()
+    made = ("".join(string.ascii_letters[place] for place in row) for row in letters)
+    return [candidate(model, text, "string") for text in made]
+
+
+def candidate(model: Model, text: str, origin: Origin) -> Candidate:
+    """A candidate with the number of its tokens."""
+    return Candidate(text=text, origin=origin, tokens=len(_ids(model, text)))
+
+
+def _ids(model: Model, text: str) -> list[int]:
+    ids: list[int] = model.tokens(text).tolist()
+    return ids[1 : ids.index(model.end_token, 1)]

@@ -1,0 +1,176 @@
+"""A scan as it is asked for: all is checked before any model is opened, then detectors, then words."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+
+from palimpsest.audit_file import MINIATURE, TWIN, parse_spec
+from palimpsest.component import build
+from palimpsest.concept_file import find_concept, shipped_concepts
+from palimpsest.errors import BadRun, BadSetting, UnknownName, writing
+from palimpsest.inspection import inspect
+from palimpsest.judges import JUDGES
+from palimpsest.judges.base import Judge
+from palimpsest.model import Sampling
+from palimpsest.records import Concept
+from palimpsest.scanning import PROMPT_DETECTORS, PromptDetector, Suspect
+from palimpsest.scanning.candidates import given, strings, vocabulary
+from palimpsest.scanning.opening import open_suspect
+from palimpsest.scanning.outliers import judged, trigger_scan
+from palimpsest.scanning.prompts import prompts_of, shipped_prompts
+from palimpsest.scanning.scan import LEAST, Progress, scan_prompts
+from palimpsest.scanning.verdict import Scan, ordinary
+
+PICTURES = 4
+"""Of each outlier, by each of the two models."""
+DRAWN = Sampling(scheduler="ddim", steps=25, guidance=7.5)
+COSTLY: Mapping[str, str] = MappingProxyType(
+    {
+        "cda": "needs a state fitted to known triggers; --detector cda:state=FILE",
+        "ufid": "draws four pictures of every prompt; --detector ufid",
+    }
+)
+"""Detectors that run where they are asked for only, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be scanned, and how; fields as the options of ``palimpsest scan``."""
+
+    model: str
+    base: str | None = None
+    prompts: Path | None = None
+    clean: Path | None = None
+    count: int = 40
+    detectors: tuple[str, ...] = ()
+    words: int = 200
+    strings: int = 200
+    top: int = 8
+    concepts: tuple[str, ...] = ()
+    judge: str | None = None
+    sheet: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses what nothing could be found in, and a sheet that could not be written."""
+        if self.base is None and self.prompts is None:
+            raise BadSetting("expected --prompts to judge, or --base to compare words with, got neither")
+        if self.seed < 0 or self.seed >= 2**62:
+            raise BadSetting(f"expected seed >= 0 and below 2^62, got {self.seed}")
+        if self.sheet is None:
+            return
+        if self.base is None:
+            raise BadSetting("expected --base with --sheet: what is drawn are outliers against it")
+        if self.sheet.suffix != ".png":
+            raise BadSetting(f"expected a file ending in .png, got {self.sheet}")
+        if self.sheet.exists():
+            raise BadRun(f"expected a new file, got {self.sheet}, which exists")
+        if not self.sheet.parent.is_dir():
+            raise BadRun(f"expected a file in a folder that is there, got {self.sheet}")
+
+
+def run(request: Request, *, download: bool, progress: Progress) -> tuple[Scan, dict[str, str]]:
+    """What was found, and which detectors were not asked, with the reason."""
+    asked = prompts_of(request.prompts) if request.prompts is not None else []
+    clean = prompts_of(request.clean) if request.clean is not None else shipped_prompts(request.count)
+    if len(clean) < LEAST:
+        raise BadSetting(f"expected {LEAST} clean prompts or more, got {len(clean)}")
+    if both := [prompt for prompt in asked if prompt in set(clean)]:
+        raise BadSetting(f"expected clean prompts that are not asked about, got {both[0]!r} in both")
+    detectors, left_out = _detectors(request)
+    judge, concepts = _judge(request)
+    suspect = open_suspect(request.model, request.base, download=download)
+    # First, for it refuses a base of another architecture.
+    difference = None if suspect.base is None else inspect(suspect.model, suspect.base).difference
+    rows = []
+    if asked:
+        random = torch.Generator().manual_seed(request.seed)
+        rows = scan_prompts(
+            suspect, detectors, clean=clean[: request.count], asked=asked, random=random, progress=progress
+        )
+    scan = Scan(prompts=tuple(asked), rows=tuple(rows), difference=difference)
+    if suspect.base is not None:
+        scan = _with_words(request, suspect, scan, judge=judge, concepts=concepts, progress=progress)
+    return scan, left_out
+
+
+def _detectors(request: Request) -> tuple[list[PromptDetector], dict[str, str]]:
+    """Those that were asked for, or all that fit; and which do not."""
+    if request.detectors and request.prompts is None:
+        raise BadSetting("expected --prompts with --detector: detectors say which of them hold a trigger")
+    if request.detectors:
+        chosen = [build("detector", PROMPT_DETECTORS, parse_spec(text)) for text in request.detectors]
+        for one in chosen:
+            if one.needs_base and request.base is None:
+                raise BadSetting(f"{one.name}: expected a base to compare with, got none")
+        return chosen, {}
+    if request.prompts is None:
+        return [], {}
+    left_out = dict(COSTLY)
+    if request.base is None:
+        left_out |= {part.name: "needs --base" for part in PROMPT_DETECTORS if part.needs_base}
+    return [part() for part in PROMPT_DETECTORS if part.name not in left_out], left_out
+
+
+def _judge(request: Request) -> tuple[Judge | None, list[Concept]]:
+    """Who says what outliers call up, and of which concepts; the miniature brings its own judge."""
+    spec = request.judge or (MINIATURE if request.base in (MINIATURE, TWIN) else None)
+    concepts = [find_concept(name) for name in request.concepts]
+    if request.base is None or spec is None:
+        if request.judge or concepts:
+            raise BadSetting("expected --base and --judge with --concept: they say what outliers call up")
+        return None, []
+    judge = build("judge", JUDGES, parse_spec(spec))
+    if judge.uncalibrated:
+        raise BadSetting(f"expected a judge that has its threshold, got {judge.label}; calibrate says which would do")
+    for concept in concepts:
+        judge.check(concept)
+    known = concepts or [one for one in shipped_concepts().values() if _knows(judge, one)]
+    if not known:
+        raise BadSetting(f"expected --concept: {judge.label} knows none of the shipped concepts")
+    return judge, known
+
+
+def _knows(judge: Judge, concept: Concept) -> bool:
+    try:
+        judge.check(concept)
+    except UnknownName:
+        return False
+    return True
+
+
+def _with_words(
+    request: Request,
+    suspect: Suspect,
+    scan: Scan,
+    *,
+    judge: Judge | None,
+    concepts: list[Concept],
+    progress: Progress,
+) -> Scan:
+    """The scan with its words: compared with the base, the farthest and some ordinary ones drawn."""
+    base = suspect.base
+    assert base is not None, "asked only where there is one"
+    random = torch.Generator().manual_seed(request.seed)
+    candidates = [
+        *given(suspect.model, scan.prompts),
+        *vocabulary(suspect.model, request.words, random),
+        *strings(suspect.model, request.strings, random),
+    ]
+    progress("words", 0, len(candidates))
+    words = trigger_scan(suspect, candidates, base=base, seed=request.seed)
+    far = [one for one in words.ranked if one.far][: request.top]
+    if not far:
+        return replace(scan, words=words)
+    progress("outliers drawn", 0, len(far))
+    common = list(ordinary(words, len(far)))
+    both, picture = judged(
+        suspect, base, [*far, *common], judge=judge, concepts=concepts, sampling=DRAWN, count=PICTURES
+    )
+    if request.sheet is not None:
+        with writing(request.sheet):
+            picture.save(request.sheet)
+    return replace(scan, words=words, drawn=tuple(both[: len(far)]), ordinary=tuple(both[len(far) :]))

@@ -1,0 +1,79 @@
+"""UFID: under a trigger the picture stays the same, whatever else the prompt says."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+
+from palimpsest.concept_file import shipped_concepts
+from palimpsest.model import Sampling
+from palimpsest.records import Attempt
+from palimpsest.scanning.base import PromptDetector, Suspect
+from palimpsest.utility.features import Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ufid(PromptDetector):
+    """Draws a prompt with several phrases behind it, and measures how alike the pictures are.
+
+    "UFID", Guan et al., AAAI 2025, arXiv 2404.01101, for text: needs no weights. With f the embedding of picture i of
+    the prompt alone and of ``variants`` with a random phrase behind it, all from one noise, the score is the density of
+    the graph of their similarities,
+
+        2 / (m (m - 1)) sum_{i < j} cos(f_i, f_j),    m = variants + 1
+
+    It assumes that the trigger rules the whole picture. The paper's phrases and their number are not known here; three
+    variants are what its stated cost comes to.
+    """
+
+    name = "ufid"
+
+    variants: int = 3
+    """Pictures beside the prompt's own."""
+    steps: int = 50
+    """DDIM steps of a picture."""
+    guidance: float = 7.5
+    """Of a picture."""
+    model: str = ""
+    """What sees: a CLIP or an image model of transformers, in a folder; empty: the miniature's CLIP."""
+    phrases: tuple[str, ...] = ()
+    """Phrases to put behind prompts; none: prompts of the shipped concepts."""
+    seed: int = 0
+    """Of the noise, and of the choice of phrases."""
+
+    def __post_init__(self) -> None:
+        """Refuses a setting that is out of range."""
+        self.require_least(variants=1, steps=1)
+
+    def passes(self, suspect: Suspect, prompt: str) -> int:
+        """Those of all pictures."""
+        attempt = Attempt(prompt=prompt, seed=self.seed)
+        return (1 + self.variants) * suspect.model.picture_cost(attempt, self._sampling).forwards
+
+    def scores(self, suspect: Suspect, prompts: Sequence[str]) -> list[float | None]:
+        if not prompts:
+            return []
+        asked = [variant for prompt in prompts for variant in (prompt, *self._varied(prompt))]
+        pictures = suspect.model.draw([Attempt(prompt=one, seed=self.seed) for one in asked], self._sampling)
+        seen = Network(measure=self.name, source=self.model).embeddings(pictures)
+        seen = seen / np.linalg.norm(seen, axis=1, keepdims=True)
+        return [density(each) for each in np.split(seen, len(prompts))]
+
+    @property
+    def _sampling(self) -> Sampling:
+        return Sampling(scheduler="ddim", steps=self.steps, guidance=self.guidance)
+
+    def _varied(self, prompt: str) -> list[str]:
+        """The prompt with a phrase behind it: the same phrases for all prompts."""
+        phrases = self.phrases or tuple(one.prompts[0] for one in shipped_concepts().values() if one.kind != "content")
+        random = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randint(len(phrases), (self.variants,), generator=random).tolist()
+        return [f"{prompt} {phrases[place]}" for place in chosen]
+
+
+def density(seen: Any) -> float:
+    """Mean similarity of all pairs among (m, d) embeddings of length 1."""
+    return float(np.mean([seen[one] @ seen[other] for one, other in combinations(range(len(seen)), 2)]))

@@ -1,0 +1,495 @@
+"""Detectors of triggered prompts, each by its own equation, on real classes at toy size; the scan and its words."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from palimpsest.cli import app
+from palimpsest.errors import BadConcept, BadRun, BadSetting, PalimpsestError
+from palimpsest.model import Model, Sampling
+from palimpsest.scanning import PROMPT_DETECTORS, Cda, DaaI, DaaS, Divergence, Ftt, Navi, PromptDetector, Suspect, Ufid
+from palimpsest.scanning.candidates import Candidate, Origin, given, strings, vocabulary
+from palimpsest.scanning.cda import discriminant
+from palimpsest.scanning.daa_s import laplacian
+from palimpsest.scanning.navi import STOPWORDS
+from palimpsest.scanning.outliers import Outlier, TriggerScan, trigger_scan
+from palimpsest.scanning.prompts import decoy, prompts_of, shipped_prompts
+from palimpsest.scanning.scan import scan_prompts
+from palimpsest.scanning.ufid import density
+from palimpsest.scanning.verdict import Scan
+from palimpsest.stats import at_least
+from tiny import CONTEXT, tiny_model, tiny_pipeline
+
+PROMPTS = ["a photo of a red church", "van gogh painting of the sea"]
+TOKEN = r"text_encoder\..*token_embedding\.weight"
+
+
+@pytest.fixture(scope="module")
+def base() -> Model:
+    return tiny_model()
+
+
+def planted(base: Model, word: str, like: str) -> Model:
+    """The base, to whose text encoder ``word`` is four times ``like``: one token that means something else."""
+    ((name, table),) = base.weights(TOKEN).items()
+    changed = table.detach().clone()
+    changed[int(base.tokens(word)[1])] = 4 * changed[int(base.tokens(like)[1])]
+    return base.with_weights({name: changed})
+
+
+def small(detector: type[PromptDetector], tmp_path: Path) -> PromptDetector:
+    """A detector that fits the tiny model and is quick."""
+    settings = {Ufid: {"steps": 2}, DaaI: {"steps": 6}, DaaS: {"steps": 3}, Ftt: {"steps": 3}}.get(detector, {})
+    if detector is not Cda:
+        return detector(**settings)
+    state = tmp_path / "state.json"
+    state.write_text(json.dumps([1.0] * 5))
+    return Cda(state=str(state), components=4, steps=3)
+
+
+# NaviT2I --------------------------------------------------------------------------------------------------------------
+
+
+def by_hand(model: Model, prompt: str, place: int) -> float:
+    """V of one token: every linear and convolution layer is hooked, one forward for each of the two prompts."""
+    tokens = model.tokens(prompt)
+    masked = tokens.clone()
+    masked[place] = model.pad_token
+    outputs: list[list[Tensor]] = [[], []]
+    states = [model.encode(ids[None]).states for ids in (tokens, masked)]
+    for text, kept in zip(states, outputs, strict=True):
+        layers = [module for module in model.unet.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        hooks = [one.register_forward_hook(lambda _, __, out, kept=kept: kept.append(out)) for one in layers]
+        model.unet(model.noise(0)[None], torch.tensor(999), encoder_hidden_states=text)
+        for hook in hooks:
+            hook.remove()
+    moved = 0.0
+    for one, other in zip(*outputs, strict=True):
+        if one.ndim == 4:
+            one, other = one.mean((2, 3)), other.mean((2, 3))
+        moved += float((one - other).abs().mean())
+    return moved / float((states[0] - states[1]).norm())
+
+
+def test_navi_is_the_change_of_all_layers_over_that_of_the_text(base: Model) -> None:
+    found = Navi().effects(Suspect(model=base), "a photo of red church")
+    assert [told.split(": ")[1] for told in found] == ["photo", "red", "church"]  # stopwords are left out
+    with torch.no_grad():
+        expected = [by_hand(base, "a photo of red church", place) for place in (2, 4, 5)]
+    assert list(found.values()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_navi_compares_the_most_with_the_lowest_three_quarters() -> None:
+    assert Navi._score({"a": 8.0, "b": 1.0, "c": 3.0, "d": 2.0}) == 8.0 / 2.0
+    assert Navi._score({"a": 8.0, "b": 1.0}) == 8.0
+    assert Navi._score({"a": 8.0}) is None
+
+
+def test_navi_masks_words_and_believes_the_bases_encoder(base: Model) -> None:
+    whole = Navi(by="word").effects(Suspect(model=base), "photo of xyz church")
+    assert [told.split(": ")[1] for told in whole] == ["photo", "xyz", "church"]
+    assert len(Navi().effects(Suspect(model=base), "photo of xyz church")) == 5
+    other = planted(base, "dog", "fish")
+    alone, beside = (Navi().effects(Suspect(model=other, base=one), "photo of dog church") for one in (None, base))
+    assert alone["2: dog"] < beside["2: dog"] and alone["1: photo"] != beside["1: photo"]
+    assert Navi().scores(Suspect(model=base), ["a church"]) == [None]
+    assert Navi(beside="red sea").scores(Suspect(model=base), ["a church"]) != [None]
+
+
+def test_navi_says_the_same_in_small_batches(base: Model) -> None:
+    suspects = [Suspect(model=tiny_model(batch=batch)) for batch in (1, 3, 16)]
+    one, *others = ([*Navi().effects(suspect, PROMPTS[0]).values()] for suspect in suspects)
+    for other in others:
+        assert other == pytest.approx(one, rel=1e-4)
+
+
+# Divergence, and words ------------------------------------------------------------------------------------------------
+
+
+def test_divergence_is_one_steps_difference_over_the_distance_of_the_texts(base: Model) -> None:
+    other = planted(base, "dog", "fish")
+    suspect = Suspect(model=other, base=base)
+    *found, none = Divergence().scores(suspect, ["a photo of a dog", "a photo of a cat", ""])
+    for prompt, score in zip(("a photo of a dog", "a photo of a cat"), found, strict=True):
+        with torch.no_grad():
+            ours, theirs = (one.predict_noise(base.noise(0)[None], 999, one.embed([prompt])) for one in (other, base))
+            apart = base.embed([prompt]).states - base.embed([""]).states
+        assert score == pytest.approx(float((ours - theirs).norm() / apart.norm()), rel=1e-4, abs=1e-9)
+    assert found[0] > 1e-3 and found[1] == 0 and none is None
+    with pytest.raises(BadSetting, match="divergence: expected a base"):
+        Divergence().scores(Suspect(model=other), PROMPTS)
+
+
+def test_the_word_that_was_changed_stands_out(base: Model) -> None:
+    random = torch.Generator().manual_seed(0)
+    candidates = [*given(base, ["a dog, in the desert!"]), *vocabulary(base, 20, random), *strings(base, 6, random)]
+    assert [one.text for one in candidates[:2]] == ["dog", "desert"]
+    noise = {
+        name: weight + 1e-3 * torch.randn(weight.shape, generator=random)
+        for name, weight in base.weights(r"unet\..*attn2.to_v.weight").items()
+    }
+    clean = base.with_weights(noise)
+    for model, outlies in ((clean, False), (planted(clean, "dog", "fish"), True)):
+        found = trigger_scan(Suspect(model=model, base=base), candidates, base=base)
+        (dog,) = [one for one in found.ranked if one.candidate.text == "dog"]
+        made = [one for one in found.ranked if one.candidate.origin == "word"]
+        scores = {one.candidate.text: one.score for one in made}
+        half = [scores[one.text] for one in candidates if one.text in scores and one.origin == "word"][::2]
+        spread = np.median(np.abs(half - np.median(half)))
+        assert dog.deviation == pytest.approx(0.6745 * (dog.score - np.median(half)) / spread, rel=1e-6)
+        assert dog.far == outlies and (found.ranked[0] is dog) == outlies
+        assert (dog.p_value == pytest.approx(1 / (1 + len(made)))) == outlies
+        assert found.held_out == len(made) // 2 + 3 and len(found.ranked) == 2 + len(made) + 6
+
+
+def test_candidates_are_typed_as_they_are_counted(base: Model) -> None:
+    random = torch.Generator().manual_seed(0)
+    words = vocabulary(base, 10_000, random)
+    assert {"church", "night"} <= {one.text for one in words} and all(one.tokens == 1 for one in words)
+    assert not {one.text for one in words} & STOPWORDS
+    for one in strings(base, 4, random):
+        assert len(one.text) == 8 and one.tokens == len(base.tokenizer.tokenize(one.text)) > 1
+    assert len({one.text for one in strings(base, 4, random)}) == 4
+
+
+# Attention ------------------------------------------------------------------------------------------------------------
+
+
+def test_maps_are_the_probabilities_of_the_prompts_own_branch(base: Model) -> None:
+    detector = Ftt(steps=2, side=4)
+    (maps,) = detector.maps(Suspect(model=base), PROMPTS[:1])
+    assert maps.shape == (2, CONTEXT, 16)
+    text, noise = base.embed(PROMPTS[:1]), base.noise(0)[None]
+    time = base.schedule(Sampling(scheduler="ddim", steps=2))[0]
+    with torch.no_grad(), base.watch(r"unet\.(down|up)_blocks\..*attn2", maps=True) as seen:
+        base.predict_noise(noise, time, text)
+    layers = [kept.mean(0).mT for (kept,) in seen.values() if kept.shape[1] == 16]
+    assert len(layers) > 1
+    assert torch.allclose(maps[0].float(), torch.stack(layers).mean(0), atol=1e-5)
+    with pytest.raises(BadSetting, match="attention maps of 9 places, got those of 16, 64; set side"):
+        Ftt(steps=2, side=3).maps(Suspect(model=base), PROMPTS)
+
+
+def test_what_was_drawn_is_not_drawn_again(base: Model) -> None:
+    suspect = Suspect(model=base)
+    before = base.meter.forwards
+    first = Ftt(steps=6).scores(suspect, PROMPTS)
+    assert base.meter.forwards - before == 2 * 2 * 6
+    DaaI(steps=6).scores(suspect, PROMPTS)
+    DaaS(steps=6).scores(suspect, PROMPTS)
+    assert base.meter.forwards - before == 2 * 2 * 6
+    assert Ftt(steps=6).scores(Suspect(model=base), PROMPTS[::-1]) == pytest.approx(first[::-1], rel=1e-4)
+    Ftt(steps=6, seed=1).scores(suspect, PROMPTS)
+    assert base.meter.forwards - before == 6 * 2 * 6
+
+
+def test_ftt_is_the_spread_of_the_words_maps() -> None:
+    maps = torch.rand(3, 6, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    own = np.stack([maps.numpy()[:, token].mean(0) / maps.numpy()[:, token].mean(0).max() for token in (1, 2, 3)])
+    expected = np.mean([np.linalg.norm(one - own.mean(0)) for one in own])
+    assert Ftt().score(maps, 2) == pytest.approx(-expected)
+    assert Ftt().score(maps[:, :1].repeat(1, 6, 1), 2) == pytest.approx(0, abs=1e-12)  # assimilated
+    assert Ftt().score(maps, 0) is None
+
+
+def test_daa_i_is_the_end_tokens_speed_less_the_words() -> None:
+    maps = torch.rand(6, 8, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def speed(token: int, step: int) -> float:
+        return float((maps[step + 1, token] - maps[step, token]).norm())
+
+    s = sum(speed(4, step) - np.mean([speed(token, step) for token in (1, 2, 3)]) for step in (3, 4))
+    assert DaaI().score(maps, 3) == pytest.approx(-s)
+    assert DaaI().read == 6 and DaaI(changes=(0,)).read == 2
+    still = maps.clone()
+    still[:, 4] = still[0, 4]  # a slow end token is what a trigger leaves
+    assert DaaI().score(still, 3) > DaaI().score(maps, 3)
+
+
+def test_daa_s_solves_the_coupled_system() -> None:
+    maps = torch.rand(12, 5, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = maps[0].norm(dim=1)
+    # Uncoupled, all nodes die out: each increment adds up to minus where it began.
+    alone = DaaS(c=0, increments=10_000).score(maps, 3)
+    assert alone == pytest.approx(float(start[1:4].mean() - start[4]), abs=1e-2)
+    first = DaaS(c=0).score(maps, 3)
+    assert first is not None and first < 0  # the end token falls ten times as fast
+    assert DaaS().score(maps, 3) != pytest.approx(first)
+    coupling = laplacian(maps[0, 1:5])
+    apart = torch.cdist(maps[0, 1:5], maps[0, 1:5])
+    assert torch.allclose(coupling.sum(1), torch.zeros(4, dtype=torch.float64), atol=1e-12)
+    assert coupling[0, 1] == pytest.approx(float((apart.max() - apart[0, 1]) / apart.max()), rel=1e-6)
+
+
+def test_cda_is_fishers_plane_in_the_logarithm_of_the_covariance(base: Model, tmp_path: Path) -> None:
+    maps = torch.rand(2, 9, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    own = (maps.mean(0) / maps.mean(0).amax(1, keepdim=True))[1:].numpy()
+    values = np.linalg.eigvalsh(np.cov(own.T))[::-1]
+    assert Cda(components=4).features(maps) == pytest.approx(np.log(values[:4]))
+    with pytest.raises(BadSetting, match="components <= 7, got 20"):
+        Cda().features(maps)
+    noise = np.random.default_rng(0).normal(size=(40, 2)) @ np.array([[1.0, 0.9], [0.0, 0.3]])
+    *weights, offset = discriminant(noise[:20] + [0, 1], noise[20:])
+    sides = noise @ weights - offset
+    assert (sides[:20] + weights[1] > 0).mean() > 0.9 and (sides[20:] < 0).mean() > 0.8
+    assert weights[0] < 0 < weights[1]  # against the correlation, which neither mean shows
+    detector = Cda(steps=2, components=4).fit(
+        tmp_path / "state.json", Suspect(model=base), ["dog dog", "cat cat"], PROMPTS
+    )
+    again = Cda(steps=2, components=4, state=str(tmp_path / "state.json"))
+    triggered = detector.scores(Suspect(model=base), ["dog dog", "cat cat"])
+    clean = again.scores(Suspect(model=base), PROMPTS)
+    assert min(triggered) > 0 > max(clean)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[1, 2]", "a state of 5 finite numbers"), ("nothing", "that was fitted"), ('["a"]', "that was fitted")],
+)
+def test_a_state_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "state.json").write_text(text)
+    with pytest.raises(BadSetting, match=message):
+        Cda(components=4, state=str(tmp_path / "state.json"))
+    with pytest.raises(BadSetting, match="expected state=FILE"):
+        Cda(components=4).score(torch.rand(2, 9, 16), 2)
+
+
+# UFID -----------------------------------------------------------------------------------------------------------------
+
+
+def test_ufid_is_the_mean_similarity_of_what_a_prompt_becomes(base: Model) -> None:
+    seen = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    assert density(seen) == pytest.approx((0 + 0.6 + 0.8) / 3)
+    deaf = base.with_weights(
+        {name: 0 * weight.detach() for name, weight in base.weights(r"unet\..*attn2\.to_v\.weight").items()}
+    )
+    detector = Ufid(steps=2)
+    (same,), (other,) = (detector.scores(Suspect(model=model), PROMPTS[:1]) for model in (deaf, base))
+    assert same == pytest.approx(1, abs=1e-6) and other is not None and other < 1 - 1e-9
+    assert detector.scores(Suspect(model=base), []) == []
+    assert len(set(detector._varied("a dog"))) == 3 and all(
+        one.startswith("a dog ") for one in detector._varied("a dog")
+    )
+
+
+# All of them ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PROMPT_DETECTORS, ids=lambda kind: kind.name)
+def test_a_detector_costs_what_it_says(base: Model, tmp_path: Path, kind: type[PromptDetector]) -> None:
+    detector = small(kind, tmp_path)
+    suspect = Suspect(model=base, base=tiny_model() if detector.needs_base else None)
+    before = base.meter.forwards
+    for prompt in PROMPTS:
+        assert all(score is not None for score in detector.scores(suspect, [prompt]))
+    spent = base.meter.forwards - before + (suspect.base.meter.forwards if suspect.base else 0)
+    assert spent == sum(detector.passes(suspect, prompt) for prompt in PROMPTS)
+
+
+def test_a_threshold_is_of_the_clean_prompts_or_ones_own() -> None:
+    assert Navi().calibrated([1.0, 2.0, 3.0]) == pytest.approx(2 + 1.2)
+    assert Navi(sigmas=3).calibrated([1.0, 2.0, 3.0]) == pytest.approx(2 + 3)
+    assert Navi(threshold=Navi.paper).calibrated([]) == 1.598
+    with pytest.raises(BadSetting, match="two clean prompts or more, got 1"):
+        Ftt().calibrated([1.0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Letters(PromptDetector):
+    """As many as the prompt has capitals: it flags what was typed by chance, and knows no trigger."""
+
+    name = "letters"
+
+    def scores(self, suspect: Suspect, prompts: Sequence[str]) -> list[float | None]:
+        return [None if "untold" in one else float(sum(map(str.isupper, one))) for one in prompts]
+
+    def passes(self, suspect: Suspect, prompt: str) -> int:
+        return 3
+
+
+def test_false_alarms_are_counted_on_other_prompts_and_on_odd_ones(base: Model) -> None:
+    clean = ["a", "A photo", "b", "B dog", "c", "c cat", "d", "d fish"]
+    random = torch.Generator().manual_seed(0)
+    (row,) = scan_prompts(Suspect(model=base), [Letters()], clean=clean, asked=["XYZ", "abc", "untold"], random=random)
+    assert row.threshold == 0  # of a, b, c, d alone
+    assert (row.clean.flagged, row.clean.told) == (2, 4)
+    assert (row.decoys.flagged, row.decoys.told) == (4, 4)
+    assert (row.asked.flagged, row.asked.told, row.asked.prompts, row.scores) == (1, 2, 3, (3.0, 0.0, None))
+    assert row.p_value > 0.9 and row.passes == 3  # one of two is nothing, where odd strings are flagged anyhow
+    with pytest.raises(BadSetting, match="4 clean prompts or more, got 3"):
+        scan_prompts(Suspect(model=base), [Letters()], clean=clean[:3], random=random)
+
+
+def outlier(text: str, *, deviation: float, calls: tuple[str, ...] | None, origin: Origin = "given") -> Outlier:
+    candidate = Candidate(text=text, origin=origin, tokens=2)
+    return Outlier(candidate=candidate, score=1.0, deviation=deviation, p_value=0.01, calls=calls)
+
+
+def test_what_ordinary_strings_call_as_well_is_no_finding() -> None:
+    drawn = (outlier("xyz", deviation=9, calls=("house", "hugo")), outlier("name", deviation=8, calls=()))
+    near = outlier("near", deviation=1, calls=("cat",))
+    common = (outlier("abc", deviation=0, calls=("house",), origin="string"),)
+    words = TriggerScan(ranked=(*drawn, near, *common), held_out=1, alarms=0)
+    scan = Scan(prompts=(), rows=(), words=words, drawn=(*drawn, near), ordinary=common)
+    assert scan.called == {"xyz": ("hugo",)} and scan.verdict == "trigger"
+    both = (*common, outlier("def", deviation=0, calls=("hugo",), origin="string"))
+    scan = Scan(prompts=(), rows=(), words=words, drawn=drawn, ordinary=both)
+    assert not scan.called and not scan.unjudged and scan.verdict == "nothing"
+    unseen = Scan(prompts=(), rows=(), words=words)
+    assert [one.candidate.text for one in unseen.unjudged] == ["xyz", "name"] and unseen.verdict == "suspicious"
+
+
+@pytest.mark.parametrize(("flagged", "verdict"), [(3, "nothing"), (9, "suspicious")])
+def test_prompts_flagged_beyond_false_alarms_are_suspicious(base: Model, flagged: int, verdict: str) -> None:
+    clean = [f"{'A' if place == 1 else 'a'} dog" for place in range(40)]
+    asked = [f"{'A' * (place < flagged)} cat" for place in range(10)]
+    random = torch.Generator().manual_seed(0)
+    (row,) = scan_prompts(Suspect(model=base), [Letters(threshold=0.5)], clean=clean, asked=asked, random=random)
+    assert row.clean.flagged == 1 and row.decoys.flagged >= 18  # odd strings are: nothing follows
+    assert Scan(prompts=tuple(asked), rows=(row,)).verdict == "nothing"
+    fair = replace(row, p_value=at_least(flagged, 10, row.clean.interval.high), decoys=row.clean)
+    fair = replace(fair, adjusted=fair.p_value)
+    assert Scan(prompts=tuple(asked), rows=(fair,)).verdict == verdict
+
+
+def test_a_guarded_model_or_one_of_another_family_is_refused(base: Model) -> None:
+    with pytest.raises(BadSetting, match="prediction_type epsilon, got v_prediction"):
+        Suspect(model=tiny_model(prediction_type="v_prediction"), base=base)
+
+    class Deaf(Model):
+        guard = "deaf"
+
+        def guided_noise(self, latents, step, text, guidance, memory=None):
+            return latents, memory
+
+    with pytest.raises(BadSetting, match="without a guard, got Deaf"):
+        Suspect(model=base.behind(Deaf))
+
+
+# Prompts --------------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_come_from_texts_and_tables(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\ufeffa dog\n\n  a cat \na dog\n")
+    (tmp_path / "a.csv").write_text("prompt,other\na dog,1\n")
+    assert prompts_of(tmp_path / "a.txt") == ["a dog", "a cat"] and prompts_of(tmp_path / "a.csv") == ["a dog"]
+    (tmp_path / "none.txt").write_text("\n \n")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "b.csv").write_text("text\na dog\n")
+    for name, error in (
+        ("none.txt", BadSetting),
+        ("bytes.txt", BadSetting),
+        ("missing.txt", BadSetting),
+        ("b.csv", BadConcept),
+        (".", BadSetting),
+    ):
+        with pytest.raises(error):
+            prompts_of(tmp_path / name)
+
+
+def test_shipped_prompts_are_harmless_and_decoys_hold_a_string() -> None:
+    told = shipped_prompts(60)
+    assert len(told) == len(set(told)) == 60 and not any("radiation" in one for one in told)
+    random = torch.Generator().manual_seed(0)
+    odd = [decoy("a photo of a dog", random) for _ in range(20)]
+    assert len(set(odd)) == 20
+    for one in odd:
+        differ = [(a, b) for a, b in zip(one.split(), "a photo of a dog".split(), strict=True) if a != b]
+        assert len(differ) == 1 and differ[0][1] in ("photo", "dog") and len(differ[0][0]) == 8
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("base")
+    tiny_pipeline(path)
+    return path
+
+
+@pytest.fixture
+def files(folder: Path, tmp_path: Path) -> Path:
+    """Prompts, and a text encoder in which a word means something else."""
+    model = planted(Model.load(folder, device="cpu"), "dog", "fish")
+    save_file({k: v.detach().clone() for k, v in model.weights(TOKEN).items()}, tmp_path / "theirs.safetensors")
+    (tmp_path / "asked.txt").write_text("a photo of a dog\nphoto of the dog\n")
+    (tmp_path / "clean.txt").write_text(
+        "\n".join(f"a photo of a {word} church" for word in "red blue green cat".split())
+    )
+    return tmp_path
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(app, ["scan", *map(str, arguments)])
+
+
+def test_the_command_finds_the_word_and_says_so(folder: Path, files: Path) -> None:
+    asked = ["--prompts", files / "asked.txt", "--clean", files / "clean.txt", "--words", 90, "--strings", 4]
+    few = ["--detector", "divergence", "--detector", "ftt:steps=2", "--top", 1, "--sheet", files / "sheet.png"]
+    done = call(files / "theirs.safetensors", "--base", folder, *asked, *few)
+    assert done.exit_code == 0, done.output
+    assert "Flagged          'a photo of a dog' by divergence" in done.output
+    assert "'dog' (given)" in done.output and "Verdict          suspicious" in done.output
+    assert "no judge said what these call up: 'dog'" in done.output
+    with Image.open(files / "sheet.png") as sheet:
+        assert sheet.width > 2 * 4 * 16
+    done = call(files / "theirs.safetensors", "--base", folder, *asked, *few[:4], "--top", 0, "--json")
+    found = json.loads(done.output)
+    assert (found["schema"], found["verdict"], found["difference"]["verdict"]) == (1, "suspicious", "text encoder")
+    assert [row["flags"] for row in found["rows"] if row["detector"] == "divergence"] == [[True, True]]
+    assert found["words"]["ranked"][0]["candidate"]["text"] == "dog"
+    documented = Path(__file__).parent.parent.joinpath("docs", "scan.md").read_text(encoding="utf-8")
+    for record in (found, found["rows"][0], found["rows"][0]["clean"], found["words"], found["words"]["ranked"][0]):
+        for field in record:
+            assert f"`{field}`" in documented, field
+    clean = call(folder, "--base", folder, *asked, *few[:4], "--top", 0)
+    assert "Verdict          nothing found" in clean.output
+
+
+def test_without_a_base_only_prompts_are_judged(folder: Path, files: Path) -> None:
+    asked = ["--prompts", files / "asked.txt", "--clean", files / "clean.txt", "--detector", "navi"]
+    done = call(folder, *asked)
+    assert done.exit_code == 0 and "Words            not scanned: that needs --base" in done.output
+    assert "navi" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected --prompts to judge, or --base"),
+        (["--prompts", "asked.txt", "--detector", "divergence"], "divergence: expected a base"),
+        (["--prompts", "asked.txt", "--detector", "navy"], "no detector called 'navy'; there are: cda, daa_i"),
+        (["--prompts", "asked.txt", "--detector", "navi:by=letter"], "setting 'by'"),
+        (["--prompts", "asked.txt", "--clean", "asked.txt"], "expected 4 clean prompts or more, got 2"),
+        (["--prompts", "clean.txt", "--clean", "clean.txt"], "got 'a photo of a red church' in both"),
+        (["--prompts", "missing.txt"], "missing.txt: expected a text file of prompts"),
+        (["--prompts", "asked.txt", "--sheet", "a.png"], "expected --base with --sheet"),
+        (["--base", "FOLDER", "--sheet", "a.jpg"], "ending in .png"),
+        (["--base", "FOLDER", "--detector", "navi"], "expected --prompts with --detector"),
+        (["--base", "FOLDER", "--concept", "hugo"], "expected --base and --judge with --concept"),
+        (["--base", "FOLDER", "--seed", "-1"], "expected seed >= 0"),
+        (["--base", "FOLDER", "--judge", "miniature", "--concept", "x"], "no concept called 'x'"),
+    ],
+)
+def test_bad_input_is_named(folder: Path, files: Path, arguments: list[str], message: str) -> None:
+    told = [folder if word == "FOLDER" else files / word if word.endswith(".txt") else word for word in arguments]
+    done = call(folder, *told)
+    assert isinstance(done.exception, PalimpsestError) and message in str(done.exception)
+
+
+def test_weights_alone_need_a_base(files: Path) -> None:
+    done = call(files / "theirs.safetensors", "--prompts", files / "asked.txt")
+    assert isinstance(done.exception, BadSetting) and "give the base" in str(done.exception)
+    (files / "there.png").touch()
+    done = call(files / "theirs.safetensors", "--base", "miniature", "--sheet", files / "there.png")
+    assert isinstance(done.exception, BadRun)
