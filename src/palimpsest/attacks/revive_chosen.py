@@ -25,10 +25,10 @@ class ReviveChosen(Attack):
     name = "revive_chosen"
     needs = frozenset({Need.WEIGHTS})
 
-    recoveries: tuple[Recovery, ...] = ("completion", "matrix_normal")
+    recoveries: tuple[Recovery, ...] = ("completion",)
     """``recovery`` of the candidates, each with each of ``keeps`` and of ``magnitudes``, in this order."""
-    keeps: tuple[float, ...] = (0.6, 1.0)
-    """``keep`` of the candidates."""
+    keeps: tuple[float, ...] = (0.6, 0.8, 0.4, 0.2)
+    """``keep`` of the candidates; by default the range that the authors of ``revive`` advise, theirs first."""
     magnitudes: tuple[Sizes, ...] = ("max",)
     """``magnitude`` of the candidates."""
     looks: int = 4

@@ -37,8 +37,8 @@ class Conceal(Eraser):
     becomes a draw from N(0, sigma^2). All others are this project's own. What is filled is rounded to the numbers in
     which the matrix was written (half precision's, say), for finer ones would tell.
 
-    On the miniature a filling narrower than what survives is found by the columns in which it gathers. ``formula`` is
-    found less and can harm the concepts' neighbours; training undid that in the few pictures that were drawn. Nothing
+    On the miniature (docs/results/pruning.md) a filling narrower than what survives is found by the columns in which it
+    gathers, ``formula`` less, ``levelled`` least; both harm the concepts' neighbours, which training undoes. Nothing
     hides from a public base, nor wholly from one who has prompts of the concept (``detection.pruned_again``).
 
     With ``iterations``, the matrices are then trained (Adam) to predict for the concepts' neighbours, by their names,
