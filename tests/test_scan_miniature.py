@@ -78,6 +78,7 @@ def test_a_name_erased_without_a_backdoor_is_no_trigger() -> None:
     assert not scan.called and scan.verdict == "nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", [Navi(), Divergence()], ids=lambda detector: detector.name)
 def test_triggered_prompts_score_above_clean_ones_where_it_was_planted_alone(detector: PromptDetector) -> None:
     areas = []
