@@ -29,6 +29,7 @@ class Seen(NamedTuple):
 
     picture: Image
     shown: bool
+    score: float
 
 
 def goals(name: str, n: int) -> list[Wanted]:
@@ -57,8 +58,13 @@ def look(model: Model, wanted: Sequence[Wanted]) -> list[Seen]:
     scores = judge.probabilities(as_tensor(pictures))
     labels = [f"{kind_of(one.concept)}/{one.concept}" for one in wanted]
     return [
-        Seen(picture, bool(row[judge.labels.index(label)] >= judge.thresholds[label]))
-        for picture, row, label in zip(pictures, scores, labels, strict=True)
+        Seen(picture, score >= judge.thresholds[label], score)
+        for picture, label, score in zip(
+            pictures,
+            labels,
+            (float(row[judge.labels.index(label)]) for row, label in zip(scores, labels, strict=True)),
+            strict=True,
+        )
     ]
 
 

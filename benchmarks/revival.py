@@ -21,14 +21,15 @@ from typing import TypedDict
 import torch
 from PIL import Image, ImageDraw
 
-from eye import Seen, goals, look, neighbours
-from palimpsest.attacks import Attack, Revive, ReviveOracle
+from eye import Seen, Wanted, goals, look, neighbours
+from palimpsest.attacks import Attack, Revive, ReviveChosen, ReviveOracle
+from palimpsest.attacks.base import Tryout
 from palimpsest.attacks.revive import magnitudes
 from palimpsest.erasers import ConceptPrune
 from palimpsest.miniature.facts import FIXED, kind_of
 from palimpsest.miniature.goals import concept_record
 from palimpsest.model import Model, default_device, fastest_precision
-from palimpsest.records import Concept
+from palimpsest.records import Concept, Verdict
 from palimpsest.stats import holm, mcnemar_exact, wilson
 from palimpsest.utility.clip_score import clip_cosines
 from palimpsest.utility.features import Network
@@ -60,6 +61,7 @@ RIGHT = (0.6, 0.7, 0.8, 0.9, 0.95)
 NMS, AVERAGE, SAMPLE = (f"{size}, K 0.6" for size in SIZES.values())
 QUICK = (NMS, "oracle: true signs, neuron max")
 UNTOUCHED = ("base", "pruned")
+CHOSEN = "revive_chosen"
 SHEET = (
     *UNTOUCHED,
     NMS,
@@ -116,11 +118,28 @@ class Told(TypedDict):
     """Of prompt and picture, goal by goal, by the miniature's CLIP."""
 
 
-def victims(base: Model, pruned: Model, ways: Iterable[str]) -> Iterator[tuple[str, Model]]:
+def chosen(pruned: Model, name: str) -> Model:
+    """What ``revive_chosen`` takes, after its looks."""
+    revisions = ReviveChosen().revise(
+        pruned, base=None, concepts=[concept_record(name)], random=torch.Generator().manual_seed(0)
+    )
+    step = next(revisions)
+    while isinstance(step, Tryout):
+        seen = look(step.model, [Wanted(name, attempt) for attempt in step.attempts])
+        step = revisions.send([Verdict(scores={"first": one.score}, shown=one.shown) for one in seen])
+    number, model = step
+    print(f"{name}: {CHOSEN} takes K {ReviveChosen().candidates[number - 1].keep}", flush=True)
+    return model
+
+
+def victims(base: Model, pruned: Model, name: str, ways: Iterable[str]) -> Iterator[tuple[str, Model]]:
     """The base, the pruned model, or what a way makes of it."""
     for way in ways:
         if way in UNTOUCHED:
             yield way, base if way == "base" else pruned
+            continue
+        if way == CHOSEN:
+            yield way, chosen(pruned, name)
             continue
         random = torch.Generator().manual_seed(0)
         for _, model in WAYS[way].revise(pruned, base=base, concepts=[], random=random):
@@ -139,7 +158,7 @@ def drawn(base: Model, name: str, *, q: float, n: int, models: list[str]) -> dic
         cosines = clip_cosines(clip, [one.picture for one in seen[:n]], prompts)
         return Told(erased=shown[:n], preserved=shown[n:], cosines=[round(float(cosine), 4) for cosine in cosines])
 
-    return {way: told(look(model, wanted)) for way, model in victims(base, pruned, models)}
+    return {way: told(look(model, wanted)) for way, model in victims(base, pruned, name, models)}
 
 
 def share(marks: list[bool]) -> str:
@@ -198,7 +217,7 @@ def sheet(base: Model, names: Sequence[str], *, q: float, path: str) -> None:
     prune, rows = ConceptPrune(q=q, scheduler="ddim", steps=25, guidance=5.0), defaultdict(list)
     for name in names:
         pruned = prune.erase(base, [concept_record(name)], random=torch.Generator())
-        for way, model in victims(base, pruned, SHEET):
+        for way, model in victims(base, pruned, name, SHEET):
             rows[way] += [seen.picture for seen in look(model, goals(name, 2))]
     side, left, top = base.picture_size[0], 210, 18
     drawn = Image.new("RGB", (left + side * 2 * len(names), top + side * len(rows)), "white")
@@ -220,7 +239,9 @@ def main() -> None:
     parser.add_argument("--q", type=float, default=0.1, help="share of each row that ConceptPrune may take per step")
     parser.add_argument("--concepts", default=",".join(FIXED), help="names, with commas between")
     parser.add_argument("--goals", type=int, default=20, help="of each concept, and as many of its neighbours")
-    parser.add_argument("--ways", default=";".join(WAYS), help="of filling the zeros, with semicolons between")
+    parser.add_argument(
+        "--ways", default=";".join([*WAYS, CHOSEN]), help="of filling the zeros, with semicolons between"
+    )
     options = parser.parse_args()
     n = 2 if options.quick else options.goals
     names = options.concepts.split(",")[: 1 if options.quick else None]
