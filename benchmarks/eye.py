@@ -55,16 +55,12 @@ def look(model: Model, wanted: Sequence[Wanted]) -> list[Seen]:
     """Draws and judges."""
     judge = classifier("first")
     pictures = model.draw([one.attempt for one in wanted], SAMPLING)
-    scores = judge.probabilities(as_tensor(pictures))
+    rows = judge.probabilities(as_tensor(pictures))
     labels = [f"{kind_of(one.concept)}/{one.concept}" for one in wanted]
+    scores = [float(row[judge.labels.index(label)]) for row, label in zip(rows, labels, strict=True)]
     return [
         Seen(picture, score >= judge.thresholds[label], score)
-        for picture, label, score in zip(
-            pictures,
-            labels,
-            (float(row[judge.labels.index(label)]) for row, label in zip(scores, labels, strict=True)),
-            strict=True,
-        )
+        for picture, label, score in zip(pictures, labels, scores, strict=True)
     ]
 
 
