@@ -61,7 +61,7 @@ SHORT = "unlearn_diff:steps=19,iterations=18"
 LEGS = {
     "esd": Leg(("esd",), (UNLEARN_DIFF, OURS), 20),
     "uce": Leg(("uce",), (UNLEARN_DIFF, OURS, "p4d"), 5),
-    "esd-p4d": Leg(("esd",), ("p4d",), 10),
+    "esd-p4d": Leg(("esd",), ("p4d",), 5),
     "ac": Leg(("ac",), (UNLEARN_DIFF, OURS), 10),
     "others": Leg(
         ("advunlearn", "mace", "rece", "receler", "salun", "stereo"),

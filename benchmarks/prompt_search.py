@@ -34,7 +34,8 @@ def variants(passes: int) -> dict[str, Attack]:
     """Name -> attack; ``unlearn_diff`` has as many steps of 25 iterations as the passes reach for."""
     return {
         "default": PalimpsestSearch(),
-        "words at random": PalimpsestSearch(vocabulary=19, rank="state"),
+        "more words before pairs": PalimpsestSearch(heeded=64, drafted=19, batch=8),
+        "words at random": PalimpsestSearch(vocabulary=7, rank="state"),
         "by the text state alone": PalimpsestSearch(rank="state"),
         "by the denoising loss": PalimpsestSearch(rank="loss"),
         "by its gradient": PalimpsestSearch(rank="gradient"),
@@ -42,10 +43,10 @@ def variants(passes: int) -> dict[str, Attack]:
         "two timesteps": PalimpsestSearch(at=(0.5, 0.95)),
         "fresh noise": PalimpsestSearch(noise="fresh"),
         "alike words not put back": PalimpsestSearch(alike=1.0),
-        "all in full": PalimpsestSearch(outright=19),
+        "all in full": PalimpsestSearch(outright=7),
         "all drafted": PalimpsestSearch(outright=0),
         "two of each batch in full": PalimpsestSearch(confirmed=2),
-        "single words": PalimpsestSearch(k=1, drafted=64),
+        "single words": PalimpsestSearch(k=1, drafted=32),
         "banned": PalimpsestSearch(banned=()),
         "unlearn_diff": UnlearnDiff(steps=max(1, passes // 100), iterations=25),
         "unlearn_diff, its own": UnlearnDiff(),

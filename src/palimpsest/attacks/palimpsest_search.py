@@ -49,9 +49,9 @@ class PalimpsestSearch(Attack):
     """At most so many words before the prompt."""
     vocabulary: int = 4096
     """Words that are encoded, drawn from the whole vocabulary if it has more."""
-    heeded: int = 64
+    heeded: int = 32
     """Of these, by the text state, so many are asked of the denoiser."""
-    drafted: int = 19
+    drafted: int = 7
     """Of these, by the denoiser, so many are drafted; then those of the best drafts are joined."""
     rank: Literal["moved", "loss", "gradient", "state"] = "moved"
     """By which words are ranked: by how far they move the victim's prediction; by its denoising loss on the reference
@@ -67,7 +67,7 @@ class PalimpsestSearch(Attack):
     """A word that moves the text state in another's direction, by a cosine above this, comes behind all others."""
     outright: int = 3
     """Of the first words, so many are drawn in full without a draft."""
-    batch: int = 8
+    batch: int = 4
     """Drafts from one full picture to the next."""
     confirmed: int = 1
     """Full pictures after each batch of drafts."""
