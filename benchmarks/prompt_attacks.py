@@ -69,7 +69,7 @@ LEGS = {
             *(SHORT, "text_gradient:steps=19,iterations=18", "pez:steps=19,iterations=18"),
             *("p4d:steps=19,iterations=12", "soft_prompt:iterations=12", "seed_search", OURS),
         ),
-        3,
+        2,
         "standard",
         ("church", "van gogh"),
     ),
