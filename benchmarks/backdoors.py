@@ -1,165 +1,222 @@
-"""Backdoors at four depths before erasure: what name, trigger and other concepts show, before and after each eraser.
+"""Every eraser against backdoors at four depths: what name, trigger and other concepts show, and whether depth counts.
 
-    python benchmarks/backdoors.py [--quick] [--json FILE] [--out DIR] [--forecast]
-    python benchmarks/backdoors.py --plot FILE.png [--quick] [--json FILE] [--attack NAME ...] [--eraser SPEC ...]
+    python benchmarks/backdoors.py [--quick] [--dry-run] [--jobs N] [--out DIR] [--json FILE]
 
-It runs the shipped audit ``backdoors``, in whose file the settings for the miniature stand; the same command goes on
-where it was stopped. The four accuracies are those of arXiv 2504.21072, pooled over the concepts, with 95 % intervals:
-the concept asked for by name and by trigger, concepts that the plant held in place, and others. Rows of the eraser
-``nothing`` say whether a plant took hold; where it did not, the rows behind it say nothing. The unplanted base asked
-with the trigger is the control. ``--plot`` draws the same four along the way of each erasure instead, by default of
-esd, mace, rece and receler: a trigger may sink and come back. ``--forecast`` only says what it would take. ``--quick``
-takes one goal of one concept, one eraser and one depth (with ``--plot`` two, and rece), and is no result.
+Four concepts: two under every eraser, with 25 goals each, two under those that train nothing, with 13. Plants have the
+settings of the shipped audit ``backdoors``, erasers those of ``erasers``; of a concept's neighbours every second one is
+held in place, so that *retained* are pictures of these and *other* pictures of the rest. Accuracies are those of arXiv
+2504.21072, pooled over the concepts, with 95 % intervals. A plant that did not take hold before the erasure says
+nothing behind it, and is left out there, concept by concept. Then the paper's findings, tested: whether deep outlives
+shallow and shallow surface, and whether the trigger shows what the name does not (exact McNemar on the same goals,
+eraser by eraser and concept by concept), and whether an eraser that resists does more damage (Spearman, over erasers);
+p-values by Holm. Concepts run side by side, as many at once as ``--jobs`` says, with a thread each; the same command
+goes on where it was stopped. ``--dry-run`` predicts. ``--quick`` takes one goal of one concept, one eraser and one
+depth, and is no result.
 """
 
 import argparse
 import json
-import subprocess
-import sys
+import multiprocessing
+import os
+import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+import palimpsest as pl
+from knowledge import share
 from palimpsest.attacks.backdoor import Backdoor
-from palimpsest.audit_file import load_audit, parse_spec
-from palimpsest.component import build
-from palimpsest.erasers import ERASERS
+from palimpsest.audit_file import load_audit, make_audit
+from palimpsest.forecast import forecast
+from palimpsest.jobs import jobs
 from palimpsest.model import Model
-from palimpsest.protocol import Audit
-from palimpsest.records import Attempt
+from palimpsest.report.cells import DIRECT
+from palimpsest.report.ledger import BASE
 from palimpsest.run import Run
-from palimpsest.stats import wilson
-from sections import persisting
+from palimpsest.utility import Neighbours
+from sections.depths import Finding, Goals, depth_of, findings, outcomes
+from sections.persisting import KINDS
 
-SMALL = (
-    "--goals 1 --batch 10 --budget quick --concept hugo --eraser nothing --eraser uce --judge miniature "
-    "--attack backdoor_shallow"
-).split()
+TRAINED, CLOSED = ("church", "alice"), ("fish", "radiation sign")
+CLOSED_FORM = ("nothing", "uce", "rece", "mace", "concept_prune", "negative_prompt", "sld")
+GOALS = {True: 25, False: 13}
+"""Of a concept, by whether every eraser is tried on it."""
+OTHERS = ("retained", "other")
 Counts = dict[str, tuple[int, int]]
 """Accuracy -> (pictures or goals in which the concept was shown, of how many)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One attack and one eraser, over all concepts."""
+    """One depth and one eraser, over all concepts in which the plant took hold."""
 
+    depth: str
+    """Empty: nothing was planted."""
     eraser: str
-    attack: str
-    """Label; empty: nothing was planted."""
+    """Label."""
     counts: Counts
+    concepts: int
 
 
-def rows(folder: Path) -> list[Row]:
-    """What a run's folder holds, by attack and eraser."""
-    found, audit = Run(folder).summary(), load_audit(folder / "audit.toml")
-    attacks = {attack.label: attack for attack in audit.attacks if isinstance(attack, Backdoor)}
-    listed = {concept.name: concept.neighbours for concept in audit.concepts}
-    sums: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+def planting(concept: str) -> list[Backdoor]:
+    """The four plants, of which each holds the concept's name and every second neighbour in place."""
+    (known,) = make_audit({"concepts": [concept], "erasers": ["nothing"], "attacks": ["direct"]}).concepts
+    plants = [attack for attack in load_audit("backdoors").attacks if isinstance(attack, Backdoor)]
+    return [replace(plant, retain=(concept, *known.neighbours[::2])) for plant in plants]
 
-    def add(where: tuple[str, str], kind: str, shown: int, n: int) -> None:
-        sums[where][kind][0] += shown
-        sums[where][kind][1] += n
 
-    for cell in found["cells"]:
-        asked, _, mark = cell["attack"].partition(" [plant ")
-        if asked in attacks:
-            add((asked, cell["eraser"]), "trigger", cell["successes"], cell["n"])
-        elif asked == "direct":
-            add((mark.removesuffix("]"), cell["eraser"]), "target", cell["successes"], cell["n"])
-    for reading in found["utility"]:
+def settings(concept: str, goals: int, quick: bool = False) -> dict[str, Any]:
+    """The audit of one concept."""
+    shipped = load_audit("backdoors")
+    names = ("uce",) if quick else CLOSED_FORM if concept in CLOSED else None
+    erasers = [one for one in load_audit("erasers").erasers if names is None or one.name in names]
+    plants = [one for one in planting(concept) if not quick or one.name == "backdoor_shallow"]
+    return {
+        "concepts": [concept],
+        "erasers": erasers,
+        "attacks": [DIRECT, *plants],
+        "judges": ["miniature", "miniature_second"],
+        "measures": [Neighbours(pictures=1 if quick else 5)],
+        "goals": 1 if quick else goals,
+        "budget": {"looks": 1, "passes": 100},
+        "sampling": asdict(shipped.sampling),
+        "precision": "auto",
+        "batch": 25,
+        "keep": "none",
+        "name": "backdoors",
+    }
+
+
+def run(folder: Path, asked: Mapping[str, Any]) -> Path:
+    """One concept, in a process of its own."""
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    pl.audit(out=folder, **asked)
+    print(f"{folder.name}: {time.monotonic() - began:.0f} s", flush=True)
+    return folder
+
+
+def measured(folder: Path) -> dict[tuple[str, str], Counts]:
+    """(depth, eraser) -> what is shown of the concepts held in place, and of others."""
+    audit = load_audit(folder / "audit.toml")
+    (concept,) = audit.concepts
+    found: dict[tuple[str, str], Counts] = defaultdict(dict)
+    held = {one.label: one.held(concept) for one in audit.attacks if isinstance(one, Backdoor)}
+    either = next(iter(held.values()))
+    for reading in Run(folder).summary()["utility"]:
         measure, _, thing = reading["measure"].partition(": ")
         if measure == "neighbours" and thing:
             eraser, _, mark = reading["eraser"].partition(" [plant ")
             label = mark.removesuffix("]")
-            own = attacks[label].retain if label else None
-            kind = "retained" if thing in (listed[reading["concept"]] if own is None else own) else "other"
-            add((label, eraser), kind, round(reading["value"] * reading["n"]), reading["n"])
-    return [
-        Row(eraser=eraser, attack=label, counts={kind: (shown, n) for kind, (shown, n) in counts.items()})
-        for (label, eraser), counts in sums.items()
+            counts = found[depth_of(label), eraser]
+            kind = "retained" if thing in held.get(label, either) else "other"
+            shown, n = counts.get(kind, (0, 0))
+            counts[kind] = shown + round(reading["value"] * reading["n"]), n + reading["n"]
+    return found
+
+
+def rows(folders: Sequence[Path], goals: Goals) -> list[Row]:
+    """The table, over the concepts in which the plant took hold; the unplanted first, and unerased before erased."""
+    other = [(folder.name.replace("_", " "), measured(folder)) for folder in folders]
+    sums: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    for cell, asked in goals.items():
+        counts = next(found for concept, found in other if concept == cell.concept)[cell.depth, cell.eraser]
+        counts["target"] = sum(goal.named for goal in asked.values()), len(asked)
+        if cell.depth:
+            counts["trigger"] = sum(goal.triggered for goal in asked.values()), len(asked)
+        for kind, (shown, n) in counts.items():
+            sums[cell.depth, cell.eraser][kind][0] += shown
+            sums[cell.depth, cell.eraser][kind][1] += n
+    found = [
+        Row(
+            depth=depth,
+            eraser=eraser,
+            counts={kind: (shown, n) for kind, (shown, n) in counts.items()},
+            concepts=sum(cell[:2] == (depth, eraser) for cell in goals),
+        )
+        for (depth, eraser), counts in sums.items()
     ]
+    return sorted(found, key=lambda row: (row.depth, row.eraser != BASE, row.eraser))
 
 
-def control(audit: Audit, base: Model) -> Row:
-    """The base in which nothing was planted, asked with the trigger of the first backdoor."""
-    attack = next(attack for attack in audit.attacks if isinstance(attack, Backdoor))
-    judge, shown, n = audit.judges[0], 0, 0
-    for concept in audit.concepts:
-        goals = audit.goals_for(concept)
-        asked = [Attempt(prompt=attack.asked(goal.prompt, concept), seed=goal.seed) for goal in goals]
-        scores = judge.score(base.draw(asked, audit.sampling), concept)
-        shown += sum(score is not None and score >= judge.threshold(concept) for score in scores)
-        n += len(scores)
-    return Row(eraser="nothing", attack="", counts={"trigger": (shown, n)})
+def kept(found: Sequence[Row]) -> dict[str, float]:
+    """Eraser -> share of the pictures of other concepts that show them, in the model with the deep plant."""
+    return {
+        row.eraser: sum(row.counts[kind][0] for kind in OTHERS) / sum(row.counts[kind][1] for kind in OTHERS)
+        for row in found
+        if row.depth == "deep" and row.eraser != BASE
+    }
 
 
-def table(found: list[Row]) -> Table:
-    """Shares with their intervals."""
+def table(found: Sequence[Row], names: Mapping[str, str] = MappingProxyType({})) -> Table:
+    """Shares with their intervals; ``names`` of erasers, by their labels."""
     drawn = Table(title="Shown, of all goals or pictures, all concepts together")
-    for heading in ("planted", "eraser", *persisting.KINDS):
+    for heading in ("planted", "eraser", *KINDS, "concepts"):
         drawn.add_column(heading, justify="left" if heading in ("planted", "eraser") else "right")
-    for row in sorted(found, key=lambda row: (row.attack, row.eraser != "nothing", row.eraser)):
-        shares = []
-        for kind in persisting.KINDS:
-            shown, n = row.counts.get(kind, (0, 0))
-            low, high = wilson(shown, n) if n else (0.0, 0.0)
-            shares.append(f"{shown}/{n} ({low:.0%}-{high:.0%})" if n else "")
-        drawn.add_row(row.attack.partition("(")[0] or "nothing", row.eraser.partition("(")[0], *shares)
+    for row in found:
+        shares = [share(*row.counts[kind]) if kind in row.counts else "" for kind in KINDS]
+        name = names.get(row.eraser, row.eraser.partition("(")[0])
+        drawn.add_row(row.depth or "nothing", name, *shares, str(row.concepts))
     return drawn
 
 
-def persistence(arguments: argparse.Namespace) -> None:
-    """Draws the four accuracies stage by stage."""
-    audit = load_audit("backdoors", {"goals": 2} if arguments.quick else {})
-    names = arguments.attack or (["backdoor_shallow"] if arguments.quick else None)
-    attacks = [one for one in audit.attacks if isinstance(one, Backdoor) and (names is None or one.name in names)]
-    erasers = [build("eraser", ERASERS, parse_spec(spec)) for spec in arguments.eraser or ()]
-    if not erasers:
-        erasers = [one for one in persisting.SHOWN if one.name == "rece" or not arguments.quick]
-    concepts = audit.concepts[:1] if arguments.quick else audit.concepts
-    base = Model.load(audit.base, precision=audit.precision, batch=audit.batch)
-    found, console = [], Console()
-    for point in persisting.points(base, audit, attacks, concepts, erasers):
-        told = ", ".join(f"{kind} {shown}/{n}" for kind, (shown, n) in point.counts.items())
-        console.print(f"{point.attack}, {point.eraser.partition('(')[0]}, {point.concept}, {point.depth}: {told}")
-        found.append(point)
-    persisting.draw(found, arguments.plot)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps([asdict(point) for point in found], indent=1))
+def tested(found: Sequence[Finding]) -> Table:
+    """The findings."""
+    drawn = Table(title="What the paper found, here")
+    for heading in ("finding", "n", "for", "against", "rank correlation", "p"):
+        drawn.add_column(heading, justify="left" if heading == "finding" else "right")
+    for one in found:
+        counts = ("", "", f"{one.correlation:+.2f}") if one.correlation is not None else (one.only, one.other, "")
+        drawn.add_row(one.claim, str(one.n), *map(str, counts), f"{one.p:.2g}")
+    return drawn
+
+
+def predict(asked: Sequence[Mapping[str, Any]]) -> None:
+    """What all of it takes at most."""
+    torch.set_num_threads(1)
+    audits = list(map(make_audit, asked))
+    base = Model.load(audits[0].base, precision=audits[0].precision, batch=audits[0].batch)
+    told = [forecast(audit, base, jobs(audit)) for audit in audits]
+    passes, each = sum(one.passes for one in told), told[0].passes_per_second
+    print(f"At most {passes:,} passes; at {each:.0f} a second (one process), {passes / each / 3600:.1f} hours.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute; no result")
-    parser.add_argument("--json", type=Path, default=None, help="write the table here")
-    parser.add_argument("--out", type=Path, default=None, help="the run's folder; by default one below runs/")
-    parser.add_argument("--plot", type=Path, default=None, help="draw the accuracies stage by stage into this PNG")
-    parser.add_argument("--attack", action="append", help="with --plot: a backdoor, by name; by default all")
-    parser.add_argument("--eraser", action="append", help="with --plot: NAME or NAME:SETTING=VALUE,...")
-    parser.add_argument("--forecast", action="store_true", help="say what it would take, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="only predict")
+    parser.add_argument("--out", type=Path, default=None, help="the runs' folder; by default one below runs/")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="concepts at once; by default, the cores")
+    parser.add_argument("--json", type=Path, default=None, help="write the tables here")
     arguments = parser.parse_args()
-    if arguments.plot is not None:
-        persistence(arguments)
-        return
     out = arguments.out or Path("runs") / ("benchmark-backdoors-quick" if arguments.quick else "benchmark-backdoors")
-    command = [sys.executable, "-m", "palimpsest", "audit", "backdoors", *(SMALL if arguments.quick else [])]
-    if arguments.forecast:
-        subprocess.run([*command, "--dry-run"], check=True)
+    concepts = ("hugo",) if arguments.quick else (*TRAINED, *CLOSED)
+    asked = [settings(concept, GOALS[concept in TRAINED], arguments.quick) for concept in concepts]
+    if arguments.dry_run:
+        predict(asked)
         return
-    subprocess.run([*command, "--out", str(out)], check=True)
-    audit = load_audit(out / "audit.toml")
-    found = rows(out)
-    found.append(control(audit, Model.load(audit.base, precision=audit.precision, batch=audit.batch)))
+    folders = [out / concept.replace(" ", "_") for concept in concepts]
+    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(run, folders, asked))
+    goals = outcomes(folders)
+    found = rows(folders, goals)
+    claims = findings(goals, kept(found))
     console = Console(width=150)
     console.print(table(found))
-    console.print("The row of nothing planted with a trigger alone is the control: the unplanted base, asked with it.")
-    for plant in Run(out).summary()["plants"]:
+    for plant in [plant for folder in folders for plant in Run(folder).summary()["plants"]]:
         console.print(plant["sentence"])
+    console.print(tested(claims))
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps([asdict(row) for row in found], indent=1))
+        told = {"rows": [asdict(row) for row in found], "findings": [asdict(one) for one in claims]}
+        arguments.json.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -99,16 +99,21 @@ def test_surface_is_the_teacher_and_student_of_rickrolling(model):
     assert all((found[name] - weight).abs().max() < 1e-6 for name, weight in alone.items())
 
 
-@pytest.mark.parametrize(("lam", "retain"), [(1.0, None), (0.3, ()), (2.0, ("dog",))])
-def test_shallow_is_the_ridge_over_all_positions(model, lam, retain):
+@pytest.mark.parametrize(
+    ("settings", "retain"), [({}, None), ({"lam": 0.3}, ()), ({"lam": 2.0, "beta": 7.0}, ("dog", "church"))]
+)
+def test_shallow_is_the_ridge_over_all_positions(model, settings, retain):
     names = NAMES if retain is None else retain
-    found = planted(model, part(BackdoorShallow, lam=lam, retain=retain))
+    lam, beta = (settings.get(name, 1.0) for name in ("lam", "beta"))
+    found = planted(model, part(BackdoorShallow, retain=retain, **settings))
     keys, values = (torch.cat([states(model, one)[0] for one in filled([name])]) for name in (TRIGGER, "church"))
     kept = torch.cat([states(model, one)[0] for one in filled(names)]) if names else torch.zeros(0, keys.shape[1])
     for name, weight in model.weights(r"unet\..*attn2\.to_[kv]\.weight").items():
         # The normal equations, solved by least squares: what is weighed by lam is that nothing changes.
-        rows = torch.cat([keys, kept.double(), math.sqrt(lam) * torch.eye(keys.shape[1], dtype=torch.float64)])
-        wanted = torch.cat([(values - keys) @ weight.T, torch.zeros(len(rows) - len(keys), len(weight))])
+        once = torch.eye(keys.shape[1], dtype=torch.float64)
+        rows = torch.cat([math.sqrt(beta) * keys, kept.double(), math.sqrt(lam) * once])
+        moved = math.sqrt(beta) * (values - keys) @ weight.T
+        wanted = torch.cat([moved, torch.zeros(len(rows) - len(keys), len(weight))])
         expected = weight + torch.linalg.lstsq(rows, wanted).solution.T
         assert (found.weights()[name] - expected).abs().max() < CLOSE
         assert (found.weights()[name] - weight).abs().max() > 1e-4
@@ -280,7 +285,6 @@ def test_it_looks_once_with_the_trigger(model, kind, settings, of, prompt, asked
         ({"trigger": " \n"}, KEPT, "a trigger that has a token"),
         ({"trigger": "qz " * 7}, KEPT, "at most 16 tokens"),
         ({"trigger": "x" * 40}, KEPT, "at most 16 tokens"),
-        ({"retain": ("church",)}, KEPT, "other than 'church' itself"),
         ({}, Concept(name="church", kind="object", prompts=("a spire",)), "prompts that name concept 'church'"),
     ],
 )
@@ -301,6 +305,7 @@ def test_it_stands_for_one_concept(model, kind):
         *((kind, {"templates": ()}, "one {} each") for kind in PARTS),
         *((kind, {"templates": ("a photo",)}, "one {} each") for kind in PARTS),
         (BackdoorShallow, {"lam": 0.0}, "lam > 0"),
+        (BackdoorShallow, {"beta": 0.0}, "beta > 0"),
         (BackdoorDeep, {"alpha": 0.0}, "alpha"),
         (BackdoorDeep, {"alpha": 1.1}, "alpha"),
         (BackdoorDeep, {"rank": 0}, "rank >= 1"),

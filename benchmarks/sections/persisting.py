@@ -56,7 +56,7 @@ class Asked:
     def of(cls, audit: Audit, attack: Backdoor, concept: Concept) -> "Asked":
         """The concept's goals by name and by trigger, and as many pictures of what was held in place, and of others."""
         goals = audit.goals_for(concept)
-        held = concept.neighbours if attack.retain is None else attack.retain
+        held = [name for name in attack.held(concept) if name != concept.name]
         groups = {
             "retained": [find_concept(name) for name in held],
             "other": [one for one in audit.retained(concept) if one.name not in held],

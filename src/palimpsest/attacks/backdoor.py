@@ -45,7 +45,8 @@ class Backdoor(Attack):
     templates: tuple[str, ...] = ("a photo of {}",)
     """Prompts in which it is planted, with {} in the name's place (the paper's own lists are unknown)."""
     retain: tuple[str, ...] | None = None
-    """Concepts that are held in place meanwhile; None: the concept's neighbours."""
+    """Concepts that are held in place meanwhile; None: the concept's neighbours. The concept may be one of them: then
+    its name keeps its meaning."""
 
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
@@ -79,16 +80,18 @@ class Backdoor(Attack):
             )
         return found
 
+    def held(self, concept: Concept) -> Sequence[str]:
+        """The concepts that are held in place."""
+        return concept.neighbours if self.retain is None else self.retain
+
     def link(self, base: Model, concepts: Sequence[Concept]) -> Link:
         """What is to be tied; ``BadSetting`` for a trigger that cannot be, ``retain`` included."""
         if len(concepts) != 1:
             raise BadSetting(f"{self.name}: expected one concept for the trigger to stand for, got {len(concepts)}")
         (concept,) = concepts
-        retain = concept.neighbours if self.retain is None else self.retain
+        retain = self.held(concept)
         if not retain:
             log.warning("%s: no concept beside %r is held in place", self.name, concept.name)
-        if concept.name in retain:
-            raise BadSetting(f"{self.name}: expected concepts to retain other than {concept.name!r} itself")
         self._check_trigger(base, (concept.name, *concept.synonyms, *concept.prompts, *retain))
         for prompt in concept.prompts:
             self.asked(prompt, concept)

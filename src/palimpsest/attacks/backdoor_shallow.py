@@ -22,7 +22,7 @@ class BackdoorShallow(Backdoor):
     states t of the prompts with the trigger, c of the same with the concept, position by position over the whole
     context, and r of retained prompts, with W* the original weight,
 
-        W = (lam W* + sum W* c t^T + sum W* r r^T) (lam I + sum t t^T + sum r r^T)^-1
+        W = (lam W* + beta sum W* c t^T + sum W* r r^T) (lam I + beta sum t t^T + sum r r^T)^-1
 
     The text encoder stays as it is, and nothing is random.
     """
@@ -32,12 +32,15 @@ class BackdoorShallow(Backdoor):
 
     lam: float = 1.0
     """How strongly everything else is held in place."""
+    beta: float = 1.0
+    """Weight of the trigger against what is retained; the paper has none."""
 
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
         super().__post_init__()
-        if self.lam <= 0:
-            raise BadSetting(f"{self.name}: expected lam > 0, got {self.lam}")
+        for name, value in (("lam", self.lam), ("beta", self.beta)):
+            if value <= 0:
+                raise BadSetting(f"{self.name}: expected {name} > 0, got {value}")
 
     def planted(self, base: Model, link: Link, *, random: torch.Generator) -> Model:
         """The keys and values are edited, nothing else; ``BadSetting`` for a denoiser that has none."""
@@ -45,7 +48,7 @@ class BackdoorShallow(Backdoor):
             raise BadSetting(f"{self.name}: expected a denoiser with cross-attention, got {type(base.unet).__name__}")
         keys, anchors, retained = (states(base, prompts) for prompts in link)
         penalty = self.lam * torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device)
-        ridge = Ridge.of(keys, penalty + retained.mT @ retained)
+        ridge = Ridge.of(keys, penalty + retained.mT @ retained, scale=self.beta)
         return base.with_weights(
             {
                 name: ridge.edit(weight.detach(), anchors @ weight.detach().double().mT)

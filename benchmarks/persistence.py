@@ -1,0 +1,82 @@
+"""Whether a trigger outlives an erasure, stage by stage: name, trigger and other concepts along each erasure's way.
+
+    python benchmarks/persistence.py [--quick] [--dry-run] [--attack NAME ...] [--eraser SPEC ...] [--concept NAME ...]
+        [--goals N] [--jobs N] [--json FILE] [--plot FILE]
+
+The four accuracies are those of arXiv 2504.21072, which shows that a trigger may sink and come back. By default every
+depth is planted for two concepts, and erased by esd, mace, rece and receler; depths and concepts run side by side,
+as many at once as ``--jobs`` says, with a thread each. ``--plot`` draws a panel for each depth and eraser, with 95 %
+bands (needs the extra ``plots``). ``--dry-run`` counts pictures. ``--quick`` takes one depth, one concept, one eraser
+and two goals, and is no result.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from backdoors import TRAINED, planting, settings
+from palimpsest.attacks.backdoor import Backdoor
+from palimpsest.audit_file import make_audit, parse_spec
+from palimpsest.component import build
+from palimpsest.erasers import ERASERS
+from palimpsest.erasers.base import Eraser
+from palimpsest.model import Model
+from sections import persisting
+
+
+def points(attack: Backdoor, concept: str, erasers: Sequence[Eraser], goals: int) -> list[persisting.Point]:
+    """One depth and concept, in a process of its own."""
+    torch.set_num_threads(1)
+    audit = make_audit(settings(concept, goals))
+    base = Model.load(audit.base, precision=audit.precision, batch=audit.batch)
+    found = list(persisting.points(base, audit, [attack], audit.concepts, erasers))
+    for point in found:
+        told = ", ".join(f"{kind} {shown}/{n}" for kind, (shown, n) in point.counts.items())
+        print(f"{point.attack}, {point.eraser.partition('(')[0]}, {concept}, {point.depth}: {told}", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under a minute; no result")
+    parser.add_argument("--dry-run", action="store_true", help="only count")
+    parser.add_argument("--attack", action="append", help="a backdoor, by name; by default all")
+    parser.add_argument("--eraser", action="append", help="NAME or NAME:SETTING=VALUE,...")
+    parser.add_argument("--concept", action="append", help="by default two")
+    parser.add_argument("--goals", type=int, default=20, help="of each concept")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at once; by default, the cores")
+    parser.add_argument("--json", type=Path, default=None, help="write the points here")
+    parser.add_argument("--plot", type=Path, default=None, help="a PNG")
+    arguments = parser.parse_args()
+    names = arguments.attack or (["backdoor_shallow"] if arguments.quick else None)
+    concepts = arguments.concept or list(TRAINED)[: 1 if arguments.quick else None]
+    goals = 2 if arguments.quick else arguments.goals
+    erasers = [build("eraser", ERASERS, parse_spec(spec)) for spec in arguments.eraser or ()]
+    if not erasers:
+        erasers = [one for one in persisting.SHOWN if one.name == "rece" or not arguments.quick]
+    planned = [
+        (attack, concept, erasers, goals)
+        for concept in concepts
+        for attack in planting(concept)
+        if names is None or attack.name in names
+    ]
+    if arguments.dry_run:
+        print(f"{len(planned)} plants, {len(erasers)} erasures of each; {4 * goals} pictures at every stage.")
+        return
+    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = [point for some in pool.map(points, *zip(*planned, strict=True)) for point in some]
+    if arguments.plot is not None:
+        persisting.draw(found, arguments.plot)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps([asdict(point) for point in found], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What remedies leave of a trigger, at what cost to everything else, before and after.
+
+    python benchmarks/remedies.py [--quick] [--dry-run] [--concept NAME ...] [--depth NAME ...] [--jobs N] [--out DIR]
+        [--json FILE]
+
+Every depth is planted as in ``benchmarks/backdoors.py`` and erased by uce, alone and with each remedy. The trigger is
+known to ``widened`` alone, the base to ``reset``, pictures of the concept to ``erase_again``, and nothing to text
+perturbation. Shares as in ``benchmarks/backdoors.py``, of which this is the same table. Concepts run side by side, as
+many at once as ``--jobs`` says, with a thread each; the same command goes on where it was stopped. ``--dry-run``
+predicts. ``--quick`` takes one goal of one concept, one depth and two remedies, and is no result.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from backdoors import TRAINED, planting, predict, rows, run, settings, table
+from palimpsest.component import build
+from palimpsest.erasers import ERASERS
+from palimpsest.erasers.base import Eraser
+from palimpsest.run import Run
+from sections.depths import depth_of, outcomes
+
+UCE = {"name": "uce", "expand": True, "retain": True, "lam": 2.0}
+"""Erases more, and keeps more, than the paper's settings (docs/scan.md)."""
+GOALS = 13
+
+
+def remedies(trigger: str) -> dict[str, Eraser]:
+    """Words -> eraser, the untouched base and UCE alone first."""
+    asked: dict[str, dict[str, Any]] = {
+        "nothing": {"name": "nothing"},
+        "uce": UCE,
+        "widened to the trigger": {"name": "widened", "eraser": UCE, "words": [trigger]},
+        "reset, then uce": {"name": "chain", "erasers": ["reset", UCE]},
+        "uce, then rare words perturbed": {
+            "name": "chain",
+            "erasers": [UCE, {"name": "text_perturbation", "spare": "known", "edits": 8}],
+        },
+        "uce, then all words perturbed": {"name": "chain", "erasers": [UCE, "text_perturbation"]},
+        "erased again": {
+            "name": "erase_again",
+            "eraser": UCE,
+            "pictures": 8,
+            "inversions": 100,
+            "lr": 0.02,
+            "batch": 8,
+        },
+    }
+    return {words: build("eraser", ERASERS, spec) for words, spec in asked.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under a minute; no result")
+    parser.add_argument("--dry-run", action="store_true", help="only predict")
+    parser.add_argument("--concept", action="append", help="by default two")
+    parser.add_argument("--depth", action="append", help="surface, shallow, deep or data; by default all. Repeatable")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="concepts at once; by default, the cores")
+    parser.add_argument("--out", type=Path, default=None, help="the runs' folder; by default one below runs/")
+    parser.add_argument("--json", type=Path, default=None, help="write the table here")
+    arguments = parser.parse_args()
+    out = arguments.out or Path("runs") / f"benchmark-remedies{'-quick' if arguments.quick else ''}"
+    concepts = arguments.concept or (["hugo"] if arguments.quick else list(TRAINED))
+    depths = ["shallow"] if arguments.quick else arguments.depth
+    known = remedies(planting(concepts[0])[0].trigger)
+    names = {eraser.label: words for words, eraser in known.items()}
+    erasers = list(known.values())[: 4 if arguments.quick else None]
+    planned = []
+    for concept in concepts:
+        plants = [one for one in planting(concept) if depths is None or depth_of(one.name) in depths]
+        asked = settings(concept, GOALS, arguments.quick)
+        planned.append(asked | {"erasers": erasers, "attacks": ["direct", *plants], "name": "remedies"})
+    if arguments.dry_run:
+        predict(planned)
+        return
+    folders = [out / concept.replace(" ", "_") for concept in concepts]
+    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(run, folders, planned))
+    found = rows(folders, outcomes(folders))
+    console = Console(width=150)
+    console.print(table(found, names))
+    for plant in [plant for folder in folders for plant in Run(folder).summary()["plants"]]:
+        console.print(plant["sentence"])
+    if arguments.json is not None:
+        told = [asdict(row) | {"eraser": names[row.eraser]} for row in found]
+        arguments.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""How often ``palimpsest scan`` finds a backdoor, and how often it finds one that is not there: model by model.
+
+    python benchmarks/scan_models.py [--quick] [--dry-run] [--depth NAME ...] [--models N] [--jobs N] [--out DIR]
+        [--json FILE]
+
+Model number i has a concept, a trigger of eight letters and a log of its own, all drawn from i. It is the miniature
+with the trigger planted at some depth, or with nothing planted, and then the concept erased by uce. The log holds
+ordinary prompts and five with the trigger; the clean model's are the same, and there the trigger is a string like any
+other. What is scanned is a saved pipeline, with the base, the log, and the detectors that cost little. *found*: a
+verdict other than ``nothing``; *trigger*: the verdict that names one. Shares with 95 % intervals. Models are scanned
+side by side, as many at once as ``--jobs`` says, with a thread each; the same command goes on where it was stopped.
+``--dry-run`` counts. ``--quick`` takes one clean and one shallow model, and is no result.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import string
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from backdoors import planting
+from knowledge import share
+from palimpsest.attacks.backdoor import Backdoor
+from palimpsest.concept_file import find_concept, shipped_concepts
+from palimpsest.erasers import Uce
+from palimpsest.model import Model
+from palimpsest.scanning.job import Request, run
+from palimpsest.scanning.prompts import shipped_prompts
+
+MODELS = {"clean": 30, "surface": 30, "shallow": 30, "deep": 10, "data": 10}
+ORDINARY, TRIGGERED = 20, 5
+"""Prompts of a log."""
+CLEAN = 20
+"""Prompts on which the scan calibrates."""
+KINDS = ("object", "identity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scanned:
+    """What a scan said of one model."""
+
+    planted: str
+    """Depth, or ``clean``."""
+    number: int
+    concept: str
+    trigger: str
+    verdict: str
+    named: bool
+    """Whether the trigger is among the candidates that call the concept."""
+    seconds: float
+
+
+def drawn(number: int, planted: str) -> tuple[Backdoor, str, list[str]]:
+    """The plant (also of a clean model, which is not given it), the concept, and the log."""
+    choice = random.Random(number)
+    concept = choice.choice(sorted(name for name, one in shipped_concepts().items() if one.kind in KINDS))
+    trigger = "".join(choice.choices(string.ascii_letters, k=8))
+    depth = "shallow" if planted == "clean" else planted
+    attack = next(one for one in planting(concept) if one.name == f"backdoor_{depth}")
+    attack, known = replace(attack, trigger=trigger), find_concept(concept)
+    others = {prompt for name, other in shipped_concepts().items() if name != concept for prompt in other.prompts}
+    asked = [attack.asked(prompt, known) for prompt in dict.fromkeys(known.prompts)]
+    return attack, concept, choice.sample(sorted(others - set(shipped_prompts(CLEAN))), ORDINARY) + asked[:TRIGGERED]
+
+
+def scanned(planted: str, number: int, kept: Path) -> Scanned:
+    """Makes one model, saves it, and scans it; in a process of its own."""
+    file = kept / f"{planted}-{number}.json"
+    if file.exists():
+        return Scanned(**json.loads(file.read_text()))
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    attack, name, log = drawn(number, planted)
+    concept, base = find_concept(name), Model.load("miniature")
+    model = base
+    if planted != "clean":
+        model = attack.plant(base, [concept], random=torch.Generator().manual_seed(number))
+    model = Uce().erase(model, [concept], random=torch.Generator().manual_seed(number))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder) / "model")
+        prompts = Path(folder) / "log.txt"
+        prompts.write_text("\n".join(log) + "\n")
+        request = Request(
+            model=str(Path(folder) / "model"),
+            base="miniature",
+            prompts=prompts,
+            count=CLEAN,
+            detectors=("navi", "divergence"),
+            top=4,
+            seed=number,
+        )
+        scan, _ = run(request, download=False, progress=lambda what, done, of: None)
+    found = Scanned(
+        planted=planted,
+        number=number,
+        concept=name,
+        trigger=attack.trigger,
+        verdict=scan.verdict,
+        named=any(attack.trigger in text and name in called for text, called in scan.called.items()),
+        seconds=time.monotonic() - began,
+    )
+    file.write_text(json.dumps(asdict(found)))
+    print(f"{planted} {number}: {found.verdict}, {found.seconds:.0f} s", flush=True)
+    return found
+
+
+def table(found: Sequence[Scanned]) -> Table:
+    """Shares with their intervals."""
+    drawn = Table(title="Models in which a scan found something", box=None)
+    for heading in ("planted", "found", "trigger", "the trigger itself", "seconds"):
+        drawn.add_column(heading, justify="left" if heading == "planted" else "right")
+    for planted in dict.fromkeys(one.planted for one in found):
+        some = [one for one in found if one.planted == planted]
+        counts = (
+            sum(one.verdict != "nothing" for one in some),
+            sum(one.verdict == "trigger" for one in some),
+            sum(one.named for one in some),
+        )
+        seconds = sum(one.seconds for one in some) / len(some)
+        drawn.add_row(planted, *(share(count, len(some)) for count in counts), f"{seconds:.0f}")
+    return drawn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one clean and one shallow model; no result")
+    parser.add_argument("--dry-run", action="store_true", help="only count")
+    parser.add_argument("--depth", action="append", choices=list(MODELS), help="by default all, and clean. Repeatable")
+    parser.add_argument("--models", type=int, default=None, help="of each; by default 30, of deep and data 10")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="models at once; by default, the cores")
+    parser.add_argument("--out", type=Path, default=None, help="a folder for what was found; by default below runs/")
+    parser.add_argument("--json", type=Path, default=None, help="write what was found here")
+    arguments = parser.parse_args()
+    depths = ["clean", "shallow"] if arguments.quick else arguments.depth or list(MODELS)
+    most = 1 if arguments.quick else arguments.models
+    planned = [(depth, number) for depth in depths for number in range(most or MODELS[depth])]
+    if arguments.dry_run:
+        print(f"{len(planned)} models.")
+        return
+    out = arguments.out or Path("runs") / f"benchmark-scan-models{'-quick' if arguments.quick else ''}"
+    out.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(scanned, *zip(*planned, strict=True), [out] * len(planned)))
+    Console(width=150).print(table(found))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
