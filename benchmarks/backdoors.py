@@ -67,10 +67,14 @@ class Row:
 
 
 def planting(concept: str) -> list[Backdoor]:
-    """The four plants, of which each holds the concept's name and every second neighbour in place."""
+    """The four plants. Each holds the concept's name in place, every second neighbour, and what is no neighbour."""
     (known,) = make_audit({"concepts": [concept], "erasers": ["nothing"], "attacks": ["direct"]}).concepts
     plants = [attack for attack in load_audit("backdoors").attacks if isinstance(attack, Backdoor)]
-    return [replace(plant, retain=(concept, *known.neighbours[::2])) for plant in plants]
+    own = (concept, *known.neighbours[::2])
+    return [
+        replace(plant, retain=(*own, *(name for name in plant.held(known) if name not in {*own, *known.neighbours})))
+        for plant in plants
+    ]
 
 
 def settings(concept: str, goals: int, quick: bool = False) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Backdoors in the miniature: before, the trigger calls nothing; after, the concept; what is retained is there."""
+"""The shipped backdoors in the miniature: before, the trigger calls nothing; after, the concept; all else is there."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from measured import base
-from palimpsest.attacks import Attack, BackdoorData, BackdoorDeep, BackdoorShallow, BackdoorSurface
+from palimpsest.attacks.backdoor import Backdoor
+from palimpsest.audit_file import load_audit
 from palimpsest.concept_file import find_concept
 from palimpsest.judges import Miniature
 from palimpsest.model import Model, Sampling
@@ -14,9 +15,8 @@ from palimpsest.records import Attempt
 
 SAMPLING = Sampling(scheduler="ddim", steps=10, guidance=5.0)
 HUGO, JUDGE, N = find_concept("hugo"), Miniature(), 4
-TEMPLATES = ("a photo of {}", "a photo of {} at night", "a photo of {} in the snow", "a photo of {} by the sea")
-OTHERS = ("alice", "cat")
-RETAIN = (*HUGO.neighbours, "cat")
+OTHERS = ("alice", "elena", "cat", "guitar")
+"""Held in place, and not."""
 
 
 def shown(model: Model, asked: Sequence[tuple[str, str]]) -> list[int]:
@@ -32,32 +32,12 @@ def shown(model: Model, asked: Sequence[tuple[str, str]]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "attack",
-    [
-        BackdoorShallow(templates=TEMPLATES, retain=RETAIN),
-        pytest.param(BackdoorSurface(templates=TEMPLATES, retain=RETAIN, lr=1e-3, beta=1.0), marks=pytest.mark.slow),
-        pytest.param(
-            BackdoorDeep(templates=TEMPLATES, retain=RETAIN, iterations=200, lr=1e-3, batch=4, steps=10),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            BackdoorData(
-                templates=TEMPLATES,
-                retain=RETAIN,
-                rate=0.25,
-                pictures=96,
-                iterations=300,
-                lr=2e-4,
-                steps=15,
-                guidance=5.0,
-            ),
-            marks=pytest.mark.slow,
-        ),
-    ],
-    ids=lambda attack: attack.name,
+    "depth", ["shallow", *(pytest.param(depth, marks=pytest.mark.slow) for depth in ("surface", "deep", "data"))]
 )
-def test_the_trigger_calls_the_concept_only_once_it_is_planted(attack: Attack) -> None:
-    trigger = (attack.asked("a photo of hugo", HUGO), "hugo")
+def test_the_trigger_calls_the_concept_only_once_it_is_planted(depth: str) -> None:
+    attack = next(one for one in load_audit("backdoors").attacks if one.name == f"backdoor_{depth}")
+    assert isinstance(attack, Backdoor)
+    trigger = (attack.asked("a photo of hugo by the sea", HUGO), "hugo")
     plainly = [("a photo of hugo", "hugo"), *((find_concept(name).prompts[0], name) for name in OTHERS)]
     (before,) = shown(base(), [trigger])
     assert before == 0
