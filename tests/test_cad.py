@@ -163,9 +163,10 @@ def test_the_attribution_is_by_how_much_j_falls(model, pipeline):
 def test_zeroes_the_mask_in_both_linears_and_nothing_else(model, church):
     assert {name.split(".ff.")[1] for name in church.entries} == {"net.0.proj.weight", "net.2.weight"}
     pruned = Cad(**SHORT).erase(model, [CHURCH], random=torch.Generator())
+    before = model.weights()
     for name, weight in pruned.weights().items():
-        before = model.weights()[name]
-        assert torch.equal(weight, before * ~church.entries[name]) if name in church.entries else weight is before
+        one = before[name]
+        assert torch.equal(weight, one * ~church.entries[name]) if name in church.entries else weight is one
     assert Mask.of_zeros(pruned).overlap(church).jaccard == 1
 
 

@@ -191,9 +191,10 @@ def test_zeroes_the_mask_and_nothing_else(model):
     eraser = Fia(**SHORT)
     mask = eraser.mask(model, [CHURCH])
     pruned = eraser.erase(model, [CHURCH], random=torch.Generator())
+    before = model.weights()
     for name, weight in pruned.weights().items():
-        before = model.weights()[name]
-        assert torch.equal(weight, before * ~mask.entries[name]) if name in mask.entries else weight is before
+        one = before[name]
+        assert torch.equal(weight, one * ~mask.entries[name]) if name in mask.entries else weight is one
     assert Mask.of_zeros(pruned).overlap(mask).jaccard == 1
 
 

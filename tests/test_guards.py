@@ -138,7 +138,8 @@ def test_what_is_steered_away_from(model, eraser, unwanted):
     assert guarded.unwanted == unwanted
     assert repr(unwanted) in guarded.guard
     assert guarded.fingerprint != model.fingerprint
-    assert all(weight is guarded.weights()[name] for name, weight in model.weights().items())
+    weights = guarded.weights()
+    assert all(weight is weights[name] for name, weight in model.weights().items())
 
 
 # Questions -----------------------------------------------------------------------------------------------------------
