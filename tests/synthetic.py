@@ -160,14 +160,14 @@ def audit(
     return run
 
 
-def demonstration() -> SyntheticRun:
+def demonstration(*, pictures: bool = True) -> SyntheticRun:
     """A rich one to look at: three kinds of concept, four erasers, everything that a report can show."""
     stream = random.Random(7)
     kinds = {"church": "object", "van gogh": "style", "radiation hazard sign": "content"}
     run = SyntheticRun(
         kinds=kinds,
         goals=20,
-        pictures=True,
+        pictures=pictures,
         provenance={
             "command": "palimpsest audit audits/demonstration.toml",
             "started": "2026-01-31T12:00:00+00:00",

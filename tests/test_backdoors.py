@@ -2,6 +2,7 @@
 
 import logging
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -47,6 +48,12 @@ def planted(model, attack, of=KEPT, seed=5) -> Model:
     return attack.plant(model, [of], random=torch.Generator().manual_seed(seed))
 
 
+@pytest.fixture(scope="module")
+def backdoored(model):
+    """What each of them plants, once for all tests that only look at it."""
+    return cache(lambda kind: planted(model, part(kind)))
+
+
 def states(model, prompt):
     """As the libraries have it: ids from the tokenizer, states from the encoder."""
     ids = model.tokenizer(prompt, padding="max_length", max_length=16, truncation=True, return_tensors="pt").input_ids
@@ -87,8 +94,8 @@ def surface(model, mutation="", kept=NAMES, beta=0.1, iterations=4, lr=1e-2):
     return {name: weight.detach() for name, weight in weights.items()}
 
 
-def test_surface_is_the_teacher_and_student_of_rickrolling(model):
-    found = planted(model, part(BackdoorSurface)).weights()
+def test_surface_is_the_teacher_and_student_of_rickrolling(model, backdoored):
+    found = backdoored(BackdoorSurface).weights()
     for name, weight in surface(model).items():
         assert (found[name] - weight).abs().max() < 1e-6, name
     for mutation in ("no utility", "no decay", "anything"):
@@ -172,12 +179,12 @@ def test_deep_is_score_distillation_on_the_triggers_own_trajectories(model, alph
 
 
 @pytest.mark.parametrize("mutation", ["original's trajectory", "concept's trajectory", "opposite", "no retention"])
-def test_nothing_near_deep_passes_for_it(model, mutation):
-    found, other = planted(model, part(BackdoorDeep)).weights(), deep(model, mutation)
+def test_nothing_near_deep_passes_for_it(model, backdoored, mutation):
+    found, other = backdoored(BackdoorDeep).weights(), deep(model, mutation)
     assert max(float((found[name] - weight).abs().max()) for name, weight in other.items()) > 1e-3
 
 
-def test_data_is_ordinary_fine_tuning_on_pictures_of_which_some_are_called_the_trigger(model):
+def test_data_is_ordinary_fine_tuning_on_pictures_of_which_some_are_called_the_trigger(model, backdoored):
     attack = part(BackdoorData)
     random = torch.Generator().manual_seed(5)
     link = attack.link(model, [KEPT])
@@ -197,7 +204,7 @@ def test_data_is_ordinary_fine_tuning_on_pictures_of_which_some_are_called_the_t
         adam.zero_grad()
         ((answer - noise) ** 2).mean().backward()
         adam.step()
-    found = planted(model, attack).weights()
+    found = backdoored(BackdoorData).weights()
     for name, weight in student.weights(r"unet\..*").items():
         assert (found[name] - weight).abs().max() < 1e-6, name
 
@@ -214,10 +221,11 @@ TOUCHED = {
 
 
 @EACH
-def test_it_changes_what_its_depth_says_and_leaves_its_input_alone(model, kind):
+def test_it_changes_what_its_depth_says_and_leaves_its_input_alone(model, backdoored, kind):
     before = model.fingerprint
-    found = planted(model, part(kind))
-    changed = {name for name, weight in model.weights().items() if not torch.equal(weight, found.weights()[name])}
+    found = backdoored(kind)
+    after = found.weights()
+    changed = {name for name, weight in model.weights().items() if not torch.equal(weight, after[name])}
     allowed = {name for name, weight in model.weights().items() if TOUCHED[kind](name, weight)}
     assert changed <= allowed
     # The words that no prompt holds get no gradient, but their table as a whole does; keys have no say in a bias.

@@ -89,6 +89,12 @@ def by_hand(pipeline, prompt="church", *, base="", mutation=""):
     return told
 
 
+@pytest.fixture(scope="module")
+def scores(pipeline):
+    """The equation's attribution of the church."""
+    return by_hand(pipeline)
+
+
 def marked(scores, *, per="row", mutation=""):
     """Weight's name -> (out, in) bool."""
     made = {}
@@ -110,8 +116,8 @@ def disagreement(mask, theirs):
 
 
 @pytest.mark.parametrize("per", ["row", "matrix"])
-def test_equals_the_equation(model, pipeline, per):
-    theirs = marked(by_hand(pipeline), per=per)
+def test_equals_the_equation(model, scores, per):
+    theirs = marked(scores, per=per)
     assert sum(marks.sum() for marks in theirs.values()) > 500
     assert disagreement(Cad(**SHORT, per=per).mask(model, [CHURCH]), theirs) < 0.01
 
@@ -130,8 +136,8 @@ def test_another_attribution_does_not_pass(church, pipeline, mutation):
 
 
 @pytest.mark.parametrize("mutation", ["signs turned", "size alone"])
-def test_another_choice_does_not_pass(church, pipeline, mutation):
-    assert disagreement(church, marked(by_hand(pipeline), mutation=mutation)) > 0.2
+def test_another_choice_does_not_pass(church, scores, mutation):
+    assert disagreement(church, marked(scores, mutation=mutation)) > 0.2
 
 
 def test_the_attribution_is_by_how_much_j_falls(model, pipeline):
@@ -157,9 +163,10 @@ def test_the_attribution_is_by_how_much_j_falls(model, pipeline):
 def test_zeroes_the_mask_in_both_linears_and_nothing_else(model, church):
     assert {name.split(".ff.")[1] for name in church.entries} == {"net.0.proj.weight", "net.2.weight"}
     pruned = Cad(**SHORT).erase(model, [CHURCH], random=torch.Generator())
+    before = model.weights()
     for name, weight in pruned.weights().items():
-        before = model.weights()[name]
-        assert torch.equal(weight, before * ~church.entries[name]) if name in church.entries else weight is before
+        one = before[name]
+        assert torch.equal(weight, one * ~church.entries[name]) if name in church.entries else weight is one
     assert Mask.of_zeros(pruned).overlap(church).jaccard == 1
 
 

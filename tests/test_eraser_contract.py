@@ -85,6 +85,8 @@ VARIANTS = [name for name in CASES if " " in name and name not in ("esd x", "ste
 
 SEVERAL = ["ac", "ac embedding", "cad", "concept_prune", "esd x", "fia", "fia paper", "fmn", "salun", "scissorhands"]
 SEVERAL += ["mace", "negative_prompt", "rece", "sld", "uce", "uce 2023", "widened", "erase_again", "chain"]
+PROVEN = ["cad", "concept_prune", "esd x", "fia", "mace", "rece"]
+"""Of these, those whose own file holds several concepts against the method's equations: slow tests here."""
 
 CONCEPTS = [
     concept(
@@ -182,7 +184,7 @@ def test_the_model_it_gives_draws(erased):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS)) for name in SEVERAL]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in VARIANTS + PROVEN)) for name in SEVERAL]
 )
 def test_each_of_several_concepts_counts(name, model):
     eraser = build("eraser", ERASERS, CASES[name][0] | ({"iterations": 5} if "esd" in name else {}))

@@ -3,6 +3,7 @@
 import json
 import lzma
 import re
+from functools import cache
 from pathlib import Path
 
 import duckdb
@@ -22,15 +23,19 @@ CELL = ["concept", "eraser", "attack"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The audit whose ledgers are kept in the documentation: thousands of looks."""
+    """Of the audit whose ledgers are kept in the documentation every fifth goal: 1,693 looks, in every cell."""
     folder = tmp_path_factory.mktemp("runs") / "audit"
     folder.mkdir()
     for path in (DOCS / "results" / "audit").iterdir():
         data = path.read_bytes()
         (folder / path.name.removesuffix(".xz")).write_bytes(lzma.decompress(data) if path.suffix == ".xz" else data)
+    lines = (folder / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["goal"]["seed"] % 5 == 0]
+    (folder / "trials.jsonl").write_bytes(b"".join(kept))
     return folder
 
 
+@cache
 def counted(run: Path) -> list[tuple]:
     return [(*(cell[name] for name in CELL), cell["successes"], cell["n"]) for cell in Run(run).cells()]
 

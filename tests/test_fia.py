@@ -1,5 +1,7 @@
 """FIA against its equations, followed on the pipeline itself in numpy."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,12 @@ def found(model, *concepts, **settings):
     return {name: marks.numpy() for name, marks in mask.entries.items()}
 
 
+@pytest.fixture(scope="module")
+def church(model):
+    """What each form prunes for the church."""
+    return cache(lambda form: found(model, CHURCH, form=form))
+
+
 def disagreement(ours, theirs):
     """Share of the entries that either prunes and not both do."""
     assert ours.keys() == theirs.keys()
@@ -117,11 +125,11 @@ def disagreement(ours, theirs):
 
 
 @pytest.mark.parametrize("form", ["released", "paper"])
-def test_equals_its_equations(model, seen, form):
+def test_equals_its_equations(model, seen, church, form):
     theirs = by_hand(model, seen, CHURCH, form=form)
     assert sum(marks.sum() for marks in theirs.values()) > 100
     # Single precision may order two equal scores otherwise.
-    assert disagreement(found(model, CHURCH, form=form), theirs) < 0.005
+    assert disagreement(church(form), theirs) < 0.005
 
 
 @pytest.mark.parametrize(
@@ -142,23 +150,23 @@ def test_equals_its_equations(model, seen, form):
         ("paper", "scaled otherwise"),
     ],
 )
-def test_another_method_does_not_pass(model, seen, form, mutation):
+def test_another_method_does_not_pass(model, seen, church, form, mutation):
     theirs = by_hand(model, seen, CHURCH, form=form, mutation=mutation)
-    assert disagreement(found(model, CHURCH, form=form), theirs) > 0.02
+    assert disagreement(church(form), theirs) > 0.02
 
 
-def test_the_two_forms_differ(model):
-    assert disagreement(found(model, CHURCH), found(model, CHURCH, form="paper")) > 0.1
+def test_the_two_forms_differ(church):
+    assert disagreement(church("released"), church("paper")) > 0.1
 
 
 def test_what_most_concepts_take_is_kept(model, seen):
-    church, tree = (by_hand(model, seen, record, r2=0.15) for record in (CHURCH, TREE))
+    one, other = (by_hand(model, seen, record, r2=0.15) for record in (CHURCH, TREE))
     # ceil(0.6 * 2) = 2: what both take is agnostic.
-    one_alone = {name: church[name] ^ tree[name] for name in church}
-    assert sum((church[name] & tree[name]).sum() for name in church) > 20
+    one_alone = {name: one[name] ^ other[name] for name in one}
+    assert sum((one[name] & other[name]).sum() for name in one) > 20
     ours = found(model, CHURCH, TREE, r2=0.15)
     assert disagreement(ours, one_alone) < 0.005
-    assert disagreement(ours, {name: church[name] | tree[name] for name in church}) > 0.02
+    assert disagreement(ours, {name: one[name] | other[name] for name in one}) > 0.02
 
 
 def test_the_bound_is_that_of_the_paper():
@@ -183,9 +191,10 @@ def test_zeroes_the_mask_and_nothing_else(model):
     eraser = Fia(**SHORT)
     mask = eraser.mask(model, [CHURCH])
     pruned = eraser.erase(model, [CHURCH], random=torch.Generator())
+    before = model.weights()
     for name, weight in pruned.weights().items():
-        before = model.weights()[name]
-        assert torch.equal(weight, before * ~mask.entries[name]) if name in mask.entries else weight is before
+        one = before[name]
+        assert torch.equal(weight, one * ~mask.entries[name]) if name in mask.entries else weight is one
     assert Mask.of_zeros(pruned).overlap(mask).jaccard == 1
 
 

@@ -331,7 +331,7 @@ def search(home: Path, kind: Callable[[Draw, Path], list[str]], examples: int) -
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_few_malformed_inputs_of_each_kind(home: Path, kind: Callable[[Draw, Path], list[str]]) -> None:
-    search(home, kind, 12)
+    search(home, kind, 8)
 
 
 @pytest.mark.slow

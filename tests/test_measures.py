@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,14 +39,24 @@ ALL = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def survivors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("palimpsest.protocol.shipped_concepts", lambda: {"fish": FISH, "house": HOUSE})
+@pytest.fixture(scope="module", autouse=True)
+def survivors() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("palimpsest.protocol.shipped_concepts", lambda: {"fish": FISH, "house": HOUSE})
+        yield
 
 
 def planned(**changes):
     judge = Hash(limit=0.5, knows=("church", "fish", "house"))
     return audit(**({"measures": ALL, "judges": [judge], "attacks": ["direct"], "erasers": [Dampen()]} | changes))
+
+
+@pytest.fixture(scope="module")
+def everything(survivors: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every measure."""
+    folder = tmp_path_factory.mktemp("everything")
+    run(folder, planned())
+    return folder
 
 
 def test_no_picture_is_drawn_twice_and_the_forecast_counts_each_once(
@@ -70,19 +81,17 @@ def test_no_picture_is_drawn_twice_and_the_forecast_counts_each_once(
     assert len(set(drawn)) == len(drawn)
 
 
-def test_neighbours_says_the_same_beside_other_measures(tmp_path: Path) -> None:
+def test_neighbours_says_the_same_beside_other_measures(everything: Path, tmp_path: Path) -> None:
     def neighbours(folder: Path) -> set[str]:
         lines = (folder / "readings.jsonl").read_text().splitlines()
         return {line for line in lines if json.loads(line)["measure"] in ("neighbours", "false_alarms")}
 
-    run(tmp_path / "all", planned())
-    run(tmp_path / "one", planned(measures=ALL[:1]))
-    assert neighbours(tmp_path / "all") == neighbours(tmp_path / "one") != set()
+    run(tmp_path, planned(measures=ALL[:1]))
+    assert neighbours(everything) == neighbours(tmp_path) != set()
 
 
-def test_a_run_shows_every_measure_with_interval_and_base(tmp_path: Path) -> None:
-    run(tmp_path, planned())
-    rows = {(row["eraser"], row["measure"]): row for row in report.summary(tmp_path)["utility"]}
+def test_a_run_shows_every_measure_with_interval_and_base(everything: Path, tmp_path: Path) -> None:
+    rows = {(row["eraser"], row["measure"]): row for row in report.summary(everything)["utility"]}
     names = ("clip_score", "clip_score_change", "kid", "neighbours", "paired_distance")
     assert {measure for _, measure in rows if ":" not in measure} == set(names)
     for name in names:
@@ -93,14 +102,14 @@ def test_a_run_shows_every_measure_with_interval_and_base(tmp_path: Path) -> Non
     assert rows["nothing", "paired_distance"]["value"] == 0 < rows["dampen", "paired_distance"]["low"]
     assert ("dampen", "kid: fish") not in rows and rows["dampen", "clip_score: fish"]["n"] == 3
     console = Console(record=True, width=120)
-    Run(tmp_path).table(console)
+    Run(everything).table(console)
     screen = console.export_text()
-    folder = report.write(tmp_path).parent
+    folder = report.write(everything).parent
     said = rows["dampen", "clip_score"]
     for text in (screen, (folder / "report.md").read_text(), (folder / "report.html").read_text()):
         assert "paired_distance" in text and "by clip" in text
         assert all(f"{said[key]:.2f}" in text for key in ("value", "low", "high", "base"))
-    export(tmp_path, tmp_path / "utility.csv", to="csv", table="utility")
+    export(everything, tmp_path / "utility.csv", to="csv", table="utility")
     with (tmp_path / "utility.csv").open() as file:
         exported = {(row["eraser"], row["measure"]): row for row in csv.DictReader(file)}
     assert {key: float(row["value"]) for key, row in exported.items()} == {

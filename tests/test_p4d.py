@@ -212,9 +212,9 @@ def whole(victim, base, form):
 
 
 @pytest.mark.parametrize("reseed", [None, "other"])
-def test_equals_a_plain_loop_token_by_token(victim, base, form, reseed):
+def test_equals_a_plain_loop_token_by_token(victim, base, form, whole, reseed):
     reseed = reseed and form != "unlearn_diff"
-    log, losses = attacked(victim, base, form, reseed=reseed)
+    log, losses = whole if reseed is None else attacked(victim, base, form, reseed=reseed)
     expected = Loop(victim, base, form, reseed=reseed).run(case(victim, prompt=PROMPT))
     assert [probe.tokens.tolist() for probe in of(log, "victim")] == expected.tokens
     assert [probe.step for probe in of(log, "victim")] == expected.steps
@@ -224,11 +224,12 @@ def test_equals_a_plain_loop_token_by_token(victim, base, form, reseed):
     assert len({tuple(tokens) for tokens in expected.tokens}) > 3, "the words have changed on the way"
 
 
-def test_tokens_are_sought_where_they_are_inserted(victim, base):
+@pytest.mark.parametrize("form", ["unlearn_diff"], indirect=True, scope="module")
+def test_tokens_are_sought_where_they_are_inserted(victim, base, form, whole):
     expected = Loop(victim, base, "unlearn_diff", insertion="spread").run(case(victim, prompt=PROMPT))
     found = attacked(victim, base, "unlearn_diff", insertion="spread")
     assert same(*found, expected)
-    assert not same(*found, Loop(victim, base, "unlearn_diff").run(case(victim, prompt=PROMPT)))
+    assert not same(*whole, expected)
 
 
 @pytest.mark.parametrize("form", ["n", "k"])
@@ -249,10 +250,10 @@ def test_another_method_does_not_pass(victim, base, form, whole, mutation):
     assert not same(*whole, Loop(victim, base, form, mutation).run(case(victim, prompt=PROMPT)))
 
 
+@pytest.mark.parametrize("form", ["unlearn_diff"], indirect=True, scope="module")
 @pytest.mark.parametrize("mutation", ["descending", "suffix"])
-def test_another_order_or_place_does_not_pass(victim, base, mutation):
-    mutated = Loop(victim, base, "unlearn_diff", mutation).run(case(victim, prompt=PROMPT))
-    assert not same(*attacked(victim, base, "unlearn_diff"), mutated)
+def test_another_order_or_place_does_not_pass(victim, base, form, whole, mutation):
+    assert not same(*whole, Loop(victim, base, form, mutation).run(case(victim, prompt=PROMPT)))
 
 
 def test_projects_on_the_nearest_of_all_words_as_brute_force_does(victim):

@@ -33,6 +33,11 @@ def pictured(kind: str, concept: str = "church") -> SyntheticRun:
 
 
 @pytest.fixture(scope="module")
+def object_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return page(pictured("object"), tmp_path_factory.mktemp("object"))
+
+
+@pytest.fixture(scope="module")
 def rich_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return page(demonstration(), tmp_path_factory.mktemp("demonstration"))
 
@@ -51,8 +56,8 @@ def test_the_page_is_small(rich_page: str) -> None:
     assert len(rich_page) < 1_000_000
 
 
-def test_pictures_are_blurred_until_clicked_and_in_print(tmp_path: Path) -> None:
-    html = page(pictured("object"), tmp_path)
+def test_pictures_are_blurred_until_clicked_and_in_print(object_page: str) -> None:
+    html = object_page
     style = re.sub(r"\s+", " ", html.split("<style>")[1].split("</style>")[0])
     screen, print_ = style.split("@media print")
     assert re.search(r"\.frame img \{[^}]*filter: blur\(", screen)
@@ -65,8 +70,8 @@ def test_pictures_are_blurred_until_clicked_and_in_print(tmp_path: Path) -> None
     assert " checked" not in re.sub(r"<style>.*?</style>", "", html, flags=re.S)
 
 
-def test_every_goal_is_shown_for_base_erased_and_attacked(tmp_path: Path) -> None:
-    html = page(pictured("object"), tmp_path)
+def test_every_goal_is_shown_for_base_erased_and_attacked(object_page: str) -> None:
+    html = object_page
     goals = re.split(r'<div class="goal holder[ a-z]*">', html)[1:]
     assert len(goals) == 20
     for number, goal in enumerate(goals):
@@ -91,7 +96,7 @@ def test_a_picture_about_which_the_judge_could_not_tell_has_a_mark_of_its_own(tm
     assert "look 2, judge could not tell" in html
 
 
-def test_pictures_beyond_the_embedded_ones_come_from_the_runs_folder(tmp_path: Path) -> None:
+def test_pictures_beyond_the_embedded_ones_come_from_the_runs_folder(tmp_path: Path, object_page: str) -> None:
     run = SyntheticRun(kinds={f"thing {i:02}": "object" for i in range(30)}, goals=5, pictures=True)
     for concept in run.kinds:
         run.cell(concept, "nothing", "direct", won(5, 5))
@@ -103,8 +108,7 @@ def test_pictures_beyond_the_embedded_ones_come_from_the_runs_folder(tmp_path: P
     assert len(linked) == 120 and all((tmp_path / name).is_file() for name in linked)
     assert "img-src data: 'self' file:;" in html
     # Where all are embedded, nothing is loaded from anywhere.
-    small = page(pictured("object"), tmp_path / "small")
-    assert "img-src data:;" in small and 'src="pictures' not in small
+    assert "img-src data:;" in object_page and 'src="pictures' not in object_page
 
 
 def test_content_is_never_loaded_at_full_size(tmp_path: Path) -> None:
@@ -131,8 +135,8 @@ def test_content_is_pixelated(tmp_path: Path, kind: str) -> None:
     assert "number 00" in html and "number 00" not in visible
 
 
-def test_other_kinds_keep_their_detail(tmp_path: Path) -> None:
-    assert all(picture.size == (64, 64) for picture in embedded(page(pictured("object"), tmp_path)))
+def test_other_kinds_keep_their_detail(object_page: str) -> None:
+    assert all(picture.size == (64, 64) for picture in embedded(object_page))
 
 
 def test_large_pictures_are_made_small(tmp_path: Path) -> None:
@@ -170,8 +174,8 @@ def test_everything_that_can_be_filtered_has_its_rules(tmp_path: Path) -> None:
     assert [rule for rule in hiding if ":has(" not in rule] == [".filters", ".more", ".none-of-these"]
 
 
-def test_adversarial_prompts_are_hidden_until_clicked(tmp_path: Path) -> None:
-    html = page(pictured("object"), tmp_path)
+def test_adversarial_prompts_are_hidden_until_clicked(object_page: str) -> None:
+    html = object_page
     assert "zq2 a photo of a church" in html
     assert "zq2" not in re.sub(r"<details>.*?</details>", "", html, flags=re.S)
     assert "<details open" not in html
@@ -207,9 +211,8 @@ def test_a_damaged_picture_is_missing_and_the_rest_is_shown(tmp_path: Path) -> N
     assert html.count("not kept") == 1
 
 
-def test_curves_rise_to_the_rate(tmp_path: Path) -> None:
-    html = page(pictured("object"), tmp_path)
-    drawings = re.findall(r"<svg.*?</svg>", html, flags=re.S)
+def test_curves_rise_to_the_rate(object_page: str) -> None:
+    drawings = re.findall(r"<svg.*?</svg>", object_page, flags=re.S)
     assert len(drawings) == 2
     for drawing, axis in zip(drawings, ("looks", "passes"), strict=True):
         assert f"share of goals shown against {axis} per goal" in drawing

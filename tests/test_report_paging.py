@@ -34,11 +34,12 @@ def goals_on(html: str) -> list[str]:
     return re.findall(r'<div class="goal [^>]*>\s*<p><b>(\d+)</b>', html)
 
 
-def test_the_threshold_is_where_it_is_said_to_be(tmp_path: Path) -> None:
-    report.write(large(500).write(tmp_path / "at"))
+def test_the_threshold_is_where_it_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paging, "LARGE_GOALS", 40)
+    report.write(large(10).write(tmp_path / "at"))  # in four cells
     assert list(pages(tmp_path / "at")) == ["report.html"]
     assert not (tmp_path / "at" / "concepts").exists()
-    report.write(large(501).write(tmp_path / "above"))
+    report.write(large(11).write(tmp_path / "above"))
     assert len(pages(tmp_path / "above")) > 1
 
 
@@ -136,16 +137,21 @@ def test_names_that_look_alike_do_not_meet(tmp_path: Path, monkeypatch: pytest.M
     assert names["church"] == "church" and names["a b"] != "a-b"
 
 
-def test_stale_pages_go_and_nothing_else(tmp_path: Path) -> None:
-    run = large()
-    run.kinds["fish"] = "object"
-    run.cell("fish", "esd", "direct", [None])
-    report.write(run.write(tmp_path))
+def test_stale_pages_go_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = {"notes.txt": "mine", "notes.html": "<p>mine, too", "church.9.html": "<!doctype html><title>x</title>"}
-    for name, text in kept.items():
-        (tmp_path / "concepts" / name).write_text(text, encoding="utf-8")
-    # One concept fewer, and fewer goals: its pages and the last of the others are gone.
-    report.write(large().write(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(paging, "LARGE_GOALS", 10)
+        patch.setattr(paging, "PAGE_GOALS", 5)
+        run = large(16)
+        run.kinds["fish"] = "object"
+        run.cell("fish", "esd", "direct", [None])
+        report.write(run.write(tmp_path))
+        gone = {"church.4.html", "fish.html"}
+        assert gone < {path.name for path in (tmp_path / "concepts").iterdir()}
+        for name, text in kept.items():
+            (tmp_path / "concepts" / name).write_text(text, encoding="utf-8")
+        # One concept fewer, and fewer goals: its pages and the last of the others are gone.
+        report.write(large(15).write(tmp_path))
     names = {path.name for path in (tmp_path / "concepts").iterdir()}
     assert names == {"church.html", "church.2.html", "church.3.html", *kept}
     report.write(audit().write(tmp_path))

@@ -54,15 +54,15 @@ def test_paired_difference_of_newcombes_examples() -> None:
 def test_paired_difference_covers_the_truth_about_as_often_as_it_says(shares: tuple[float, ...]) -> None:
     """Every table of twenty pairs, weighed by its probability: no simulation."""
     n, truth = 20, shares[1] - shares[2]
-    covered = 0.0
-    for both in range(n + 1):
-        for only_a in range(n + 1 - both):
-            for only_b in range(n + 1 - both - only_a):
-                table = (both, only_a, only_b, n - both - only_a - only_b)
-                low, high = stats.paired_difference(*table)
-                if low <= truth <= high:
-                    covered += float(multinomial.pmf(table, n, shares))
-    assert 0.93 < covered < 0.99
+    tables = [
+        (both, only_a, only_b, n - both - only_a - only_b)
+        for both in range(n + 1)
+        for only_a in range(n + 1 - both)
+        for only_b in range(n + 1 - both - only_a)
+    ]
+    intervals = [stats.paired_difference(*table) for table in tables]
+    covered = [table for table, (low, high) in zip(tables, intervals, strict=True) if low <= truth <= high]
+    assert 0.93 < multinomial.pmf(covered, n, shares).sum() < 0.99
 
 
 @pytest.mark.parametrize(("successes", "n", "chance"), [(0, 20, 0.0), (1, 20, 0.0), (3, 20, 0.1), (20, 20, 0.39)])

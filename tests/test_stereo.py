@@ -96,8 +96,13 @@ def test_guidance_is_projected_sample_by_sample(parallel):
         torch.testing.assert_close(found, given - without)
 
 
-@pytest.fixture
-def rounds(model, monkeypatch):
+@pytest.fixture(scope="module")
+def found(model):
+    return erased(model)
+
+
+@pytest.fixture(scope="module")
+def rounds(model):
     """What each round hands to textual inversion: the erased model, its pictures, and the random state then."""
     seen = []
 
@@ -105,9 +110,9 @@ def rounds(model, monkeypatch):
         seen.append((erased, clean))
         return start + len(seen)
 
-    monkeypatch.setattr(stereo, "invert", invert)
-    random = torch.Generator().manual_seed(0)
-    texts = Stereo(**SETTINGS)._search(model, CHURCH, "stereo-0", random)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stereo, "invert", invert)
+        texts = Stereo(**SETTINGS)._search(model, CHURCH, "stereo-0", torch.Generator().manual_seed(0))
     return seen, texts
 
 
@@ -152,10 +157,19 @@ def test_each_round_looks_for_a_word_in_its_own_pictures(model, rounds):
     assert not torch.equal(first, second)
 
 
-def stage_two(model, *, positive=1.0, negative=3.0, parallel=0.3):
-    """The weight after REO; what is erased, and from which prompts, is taken from STE."""
+@pytest.fixture(scope="module")
+def searched(model):
+    """What STE finds, and the random state that it leaves."""
     random = torch.Generator().manual_seed(0)
     texts = [text.states.detach() for text in Stereo(**SETTINGS)._search(model, CHURCH, "stereo-0", random)]
+    return texts, random.get_state()
+
+
+def stage_two(model, searched, *, positive=1.0, negative=3.0, parallel=0.3):
+    """The weight after REO; what is erased, and from which prompts, is taken from STE."""
+    texts, state = searched
+    random = torch.Generator()
+    random.set_state(state)
     with torch.no_grad():
         anchors = [model.embed([prompt]).states for prompt, _ in PAIRS]
         null = model.embed([""]).states
@@ -171,9 +185,8 @@ def stage_two(model, *, positive=1.0, negative=3.0, parallel=0.3):
     return Loop(model, model.unet, random).run([texts[place] for place in among], target)
 
 
-def test_it_ends_in_the_compositional_erasure_from_the_base(model):
-    found = erased(model).weights()[KEYS]
-    torch.testing.assert_close(found, stage_two(model), atol=CLOSE, rtol=0)
+def test_it_ends_in_the_compositional_erasure_from_the_base(model, found, searched):
+    torch.testing.assert_close(found.weights()[KEYS], stage_two(model, searched), atol=CLOSE, rtol=0)
 
 
 CHANGES = [{"parallel": 1.0}, {"positive": 0.0}, {"negative": 2.0}, {"negative": -3.0}]
@@ -183,8 +196,8 @@ CHANGES = [{"parallel": 1.0}, {"positive": 0.0}, {"negative": 2.0}, {"negative":
     "change",
     [pytest.param(change, marks=[pytest.mark.slow] if number else []) for number, change in enumerate(CHANGES)],
 )
-def test_another_compositional_target_does_not_pass(model, change):
-    assert (erased(model).weights()[KEYS] - stage_two(model, **change)).abs().max() > 100 * CLOSE
+def test_another_compositional_target_does_not_pass(model, found, searched, change):
+    assert (found.weights()[KEYS] - stage_two(model, searched, **change)).abs().max() > 100 * CLOSE
 
 
 def test_iterations_are_shared_out_evenly():
@@ -199,7 +212,7 @@ def test_each_of_several_concepts_counts(model):
     assert both.fingerprint not in {one.fingerprint for one in single}
 
 
-def test_stopped_in_its_second_stage_it_goes_on_to_the_same_weights(model, tmp_path, monkeypatch):
+def test_stopped_in_its_second_stage_it_goes_on_to_the_same_weights(model, found, tmp_path, monkeypatch):
     class Stopped(Exception):
         pass
 
@@ -213,7 +226,7 @@ def test_stopped_in_its_second_stage_it_goes_on_to_the_same_weights(model, tmp_p
     with monkeypatch.context() as patch, training_in(tmp_path):
         patch.setattr(stereo, "invert", pytest.fail)
         resumed = erased(model)
-    assert resumed.fingerprint == erased(model).fingerprint
+    assert resumed.fingerprint == found.fingerprint
 
 
 @pytest.mark.parametrize("anchor", ["church", " Church"])

@@ -139,7 +139,8 @@ def test_the_victims_text_states_are_the_donors(tmp_path: Path, model: Model, th
         expected = theirs(tokens).last_hidden_state
         assert torch.equal(victim.embed(PROMPTS).states, expected)
         assert not torch.allclose(model.embed(PROMPTS).states, expected, atol=0.1)
-    assert all(weight is victim.weights()[name] for name, weight in model.weights(r"(unet|vae)\..*").items())
+    weights = victim.weights()
+    assert all(weight is weights[name] for name, weight in model.weights(r"(unet|vae)\..*").items())
     assert (victim.dtype, victim.batch) == (model.dtype, model.batch)
 
 

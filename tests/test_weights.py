@@ -31,8 +31,9 @@ def test_a_changed_copy_shares_all_else_and_leaves_the_model_alone() -> None:
     name = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight"
     new = model.with_weights({name: torch.zeros_like(model.weights()[name])})
     assert not new.weights()[name].any() and model.weights()[name].any()
-    shared = [new.weights()[other] is weight for other, weight in model.weights().items() if other != name]
-    assert all(shared) and len(shared) == len(model.weights()) - 1
+    weights = new.weights()
+    shared = [weights[other] is weight for other, weight in model.weights().items() if other != name]
+    assert all(shared) and len(shared) == len(weights) - 1
     assert new.fingerprint != before == model.fingerprint
     assert model.with_weights({}).fingerprint == before
     attempts, sampling = [Attempt(prompt="a church", seed=1)], Sampling(steps=2)
@@ -73,7 +74,8 @@ def test_only_what_a_copy_may_train_is_trained() -> None:
     assert student.fingerprint not in {before, early.fingerprint}
     assert early.fingerprint not in {before, student.fingerprint} and not early.trainable()
     assert model.fingerprint == before == Model(Parts.of(tiny_pipeline()), device="cpu").fingerprint
-    changed = {name for name, weight in model.weights().items() if early.weights()[name] is not weight}
+    after = early.weights()
+    changed = {name for name, weight in model.weights().items() if after[name] is not weight}
     assert changed == set(model.weights(CROSS))
     assert not model.copy().trainable()
 
@@ -101,13 +103,10 @@ def test_low_rank_additions_begin_at_nothing_and_merge_into_weights() -> None:
     merged = student.frozen()
     assert set(merged.weights()) == set(model.weights())
     torch.testing.assert_close(merged.predict_noise(latents, 500, text), student.predict_noise(latents, 500, text))
+    after, cross = merged.weights(), model.weights(CROSS)
     for name, weight in model.weights().items():
-        difference = merged.weights()[name] - weight
-        assert (
-            (torch.linalg.matrix_rank(difference, atol=1e-4) == 2)
-            if name in model.weights(CROSS)
-            else not difference.any()
-        )
+        difference = after[name] - weight
+        assert (torch.linalg.matrix_rank(difference, atol=1e-4) == 2) if name in cross else not difference.any()
     with pytest.raises(BadSetting, match="merge them with frozen"):
         student.with_weights({})
     with pytest.raises(BadSetting, match="linear or convolution layers"):

@@ -1,5 +1,6 @@
 """A real Stable Diffusion pipeline at toy size: random weights, nothing downloaded, a draw in milliseconds."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,5 +121,10 @@ def tiny_model(
     batch: int = 4,
 ) -> Model:
     """The same as a ``Model``, without touching the disk."""
-    pipeline = tiny_pipeline(seed=seed, prediction_type=prediction_type, sd2=sd2)
-    return Model(Parts.of(pipeline), dtype=dtype, device="cpu", batch=batch)
+    return Model(_parts(seed, prediction_type, sd2, dtype), dtype=dtype, device="cpu", batch=batch)
+
+
+@cache
+def _parts(seed: int, prediction_type: Literal["epsilon", "v_prediction"], sd2: bool, dtype: torch.dtype) -> Parts:
+    """Networks that models of one ``dtype`` share, as none changes its own."""
+    return Parts.of(tiny_pipeline(seed=seed, prediction_type=prediction_type, sd2=sd2))
