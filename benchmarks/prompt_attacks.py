@@ -1,13 +1,15 @@
 """The prompt attacks side by side at the full budget: success against looks and passes, and who beats whom.
 
     python benchmarks/prompt_attacks.py [--quick] [--dry-run] [--legs NAME,...] [--out DIR] [--jobs N] [--json FILE]
-        [--plot FILE] [--models DIR]
+        [--plot FILE] [--models DIR] [--beside DIR]
 
 A leg is one or more erasers under some attacks, with so many goals of each concept (``LEGS``): the six fixed concepts,
 or two of them, the first goals of each shipped list. Random words are every leg's control, at as many looks. Legs run
 concept by concept, as many at once as ``--jobs`` says, with a thread each; the same command goes on where it was
 stopped. ``--models`` names the folder in which ``benchmarks/erasers.py`` left its erased models, so that none is made
-again. A cell (eraser, concept) at the full budget is *live* where ``unlearn_diff`` shows 10 to 90 % of the goals, and
+again; ``--beside`` one with compressed ledgers of an earlier run, of which the trials of all attacks but
+``palimpsest_search`` are kept: that alone runs again, and it is an error if a victim came out otherwise than it was
+then. A cell (eraser, concept) at the full budget is *live* where ``unlearn_diff`` shows 10 to 90 % of the goals, and
 at least 10 points more than random words. Over all live cells together ``palimpsest_search`` is compared with
 ``unlearn_diff``: cut off where it has spent a tenth of the passes that ``unlearn_diff`` spent in all, and both cut off
 there. ``--plot`` draws the curves as a PNG (needs the extra ``plots``). ``--dry-run`` predicts. ``--quick`` takes one
@@ -16,6 +18,7 @@ goal of one concept, few passes, and is no result.
 
 import argparse
 import json
+import lzma
 import multiprocessing
 import os
 import time
@@ -38,6 +41,7 @@ from palimpsest.miniature.facts import FIXED
 from palimpsest.model import default_device, fastest_precision
 from palimpsest.report.ledger import BASE, Outcome, read
 from palimpsest.stats import mcnemar_exact, paired_difference, success_curve, wilson
+from palimpsest.store import Store
 
 SECOND = MiniatureSecond()
 SPENDING = ("looks", "passes", "encodes", "seconds")
@@ -128,15 +132,38 @@ def settings(leg: Leg, concept: str, quick: bool) -> dict[str, Any]:
     return SETTINGS | more | (QUICK if quick else {})
 
 
-def run(folder: Path, asked: Mapping[str, Any], models: Path) -> Path:
+def run(folder: Path, asked: Mapping[str, Any], models: Path, ledger: Path | None) -> Path:
     """One leg on one concept, in a process of its own."""
     torch.set_num_threads(1)
     began = time.monotonic()
+    if ledger is not None:
+        keep(folder, asked, ledger)
     if models.is_dir():
         with_models(models, folder, make_audit(asked))
     pl.audit(out=folder, **asked)
+    if ledger is not None:
+        check_victims(folder)
     print(f"{folder.name}: {time.monotonic() - began:.0f} s", flush=True)
     return folder
+
+
+def keep(folder: Path, asked: Mapping[str, Any], ledger: Path) -> None:
+    """Begins a run with the trials of an earlier one, but for those of ours."""
+    with Store(folder, make_audit(asked)):
+        pass
+    if not (trials := folder / "trials.jsonl").exists():
+        with lzma.open(ledger / "trials.jsonl.xz", "rt") as lines:
+            trials.write_text("".join(line for line in lines if not json.loads(line)["attack"].startswith(OURS)))
+
+
+def check_victims(folder: Path) -> None:
+    """Whether all trials of an eraser were made of one and the same model."""
+    prints: dict[str, set[str]] = defaultdict(set)
+    for line in (folder / "trials.jsonl").read_text().splitlines():
+        victim = json.loads(line)["victim"]
+        prints[victim["eraser"]].add(victim["fingerprint"])
+    if others := [eraser for eraser, known in prints.items() if len(known) > 1]:
+        raise SystemExit(f"{folder}: expected the victims of the kept trials, got others of {', '.join(others)}")
 
 
 def spent(outcome: Outcome) -> Spent:
@@ -368,6 +395,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None, help="write the tables here")
     parser.add_argument("--plot", type=Path, default=None, help="a PNG")
     parser.add_argument("--models", type=Path, default=Path("runs/benchmark-erasers"), help="erased models, by concept")
+    parser.add_argument("--beside", type=Path, default=None, help="ledgers of an earlier run, whose trials are kept")
     options = parser.parse_args()
     out = options.out or Path("runs") / f"benchmark-prompt-attacks{'-quick' if options.quick else ''}"
     legs = {name: LEGS[name] for name in (["uce"] if options.quick else options.legs.split(","))}
@@ -376,9 +404,11 @@ def main() -> None:
     for name, leg in legs.items():
         for concept in concepts or leg.concepts:
             known = concept.replace(" ", "_")
-            planned.append((out / f"{name}-{known}", settings(leg, concept, options.quick), options.models / known))
+            folder, asked = out / f"{name}-{known}", settings(leg, concept, options.quick)
+            ledger = None if options.beside is None else options.beside / folder.name
+            planned.append((folder, asked, options.models / known, ledger))
     if options.dry_run:
-        predict([asked for _, asked, _ in planned])
+        predict([asked for _, asked, *_ in planned])
         return
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(run, *zip(*planned, strict=True)))
