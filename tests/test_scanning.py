@@ -336,11 +336,11 @@ def outlier(text: str, *, deviation: float, calls: tuple[str, ...] | None, origi
 
 def test_what_ordinary_strings_call_as_well_is_no_finding() -> None:
     drawn = (outlier("xyz", deviation=9, calls=("house", "hugo")), outlier("name", deviation=8, calls=()))
-    near = outlier("near", deviation=1, calls=("cat",))
+    near = outlier("near", deviation=1, calls=("cat", "house"))  # drawn as a given word, and no outlier
     common = (outlier("abc", deviation=0, calls=("house",), origin="string"),)
     words = TriggerScan(ranked=(*drawn, near, *common), held_out=1, alarms=0)
     scan = Scan(prompts=(), rows=(), words=words, drawn=(*drawn, near), ordinary=common)
-    assert scan.called == {"xyz": ("hugo",)} and scan.verdict == "trigger"
+    assert scan.called == {"xyz": ("hugo",), "near": ("cat",)} and scan.verdict == "trigger"
     both = (*common, outlier("def", deviation=0, calls=("hugo",), origin="string"))
     scan = Scan(prompts=(), rows=(), words=words, drawn=drawn, ordinary=both)
     assert not scan.called and not scan.unjudged and scan.verdict == "nothing"
@@ -453,7 +453,15 @@ def test_the_command_finds_the_word_and_says_so(folder: Path, files: Path) -> No
         for field in record:
             assert f"`{field}`" in documented, field
     clean = call(folder, "--base", folder, *asked, *few[:4], "--top", 0)
-    assert "Verdict          nothing found" in clean.output
+    assert "Verdict          nothing found" in clean.output and "(given)" not in clean.output
+
+
+def test_given_words_are_drawn_though_none_is_an_outlier(folder: Path, files: Path) -> None:
+    few = ["--detector", "divergence", "--words", 20, "--strings", 4, "--top", 1, "--json"]
+    asked = ["--prompts", files / "asked.txt", "--clean", files / "clean.txt"]
+    found = json.loads(call(folder, "--base", folder, *asked, *few).output)
+    assert [one["candidate"]["origin"] for one in found["drawn"]] == ["given"]
+    assert len(found["ordinary"]) == 1 and found["verdict"] == "nothing"
 
 
 def test_without_a_base_only_prompts_are_judged(folder: Path, files: Path) -> None:

@@ -435,7 +435,9 @@ def scan(
     ] = None,
     words: Annotated[int, typer.Option(min=0, max=1_000_000, help="Of the vocabulary, compared with the base.")] = 200,
     strings: Annotated[int, typer.Option(min=0, max=1_000_000, help="Made at random, the same.")] = 200,
-    top: Annotated[int, typer.Option(min=0, max=1000, help="Outliers that are drawn, and judged.")] = 8,
+    top: Annotated[
+        int, typer.Option(min=0, max=1000, help="Outliers, and as many given words, that are drawn and judged.")
+    ] = 8,
     concept: Annotated[
         list[str] | None, typer.Option(help="What a trigger may call up; by default all that the judge knows.")
     ] = None,
@@ -444,7 +446,7 @@ def scan(
         typer.Option(help="With --detector inversion: the eraser by which the model is said to have been erased."),
     ] = None,
     judge: Annotated[str | None, typer.Option(help="NAME or NAME:SETTING=VALUE,...; the miniature brings one.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="A new PNG: the outliers by base and by model.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="A new PNG: what is drawn, by base and by model.")] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
     download: Download = False,

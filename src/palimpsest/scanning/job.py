@@ -203,7 +203,7 @@ def _with_words(
     concepts: list[Concept],
     progress: Progress,
 ) -> Scan:
-    """The scan with its words: compared with the base, the farthest and some ordinary ones drawn."""
+    """The scan with its words: compared with the base; the farthest, given ones and some ordinary ones drawn."""
     base = suspect.base
     assert base is not None, "asked only where there is one"
     random = torch.Generator().manual_seed(request.seed)
@@ -215,14 +215,17 @@ def _with_words(
     progress("words", 0, len(candidates))
     words = trigger_scan(suspect, candidates, base=base, seed=request.seed)
     far = [one for one in words.ranked if one.far][: request.top]
-    if not far:
+    # A trigger may move the first step no more than other words do, and be told by its pictures all the same.
+    asked = [one for one in words.ranked if one.candidate.origin == "given" and one not in far][: request.top]
+    drawn = [*far, *asked]
+    if not drawn:
         return replace(scan, words=words)
-    progress("outliers drawn", 0, len(far))
-    common = list(ordinary(words, len(far)))
+    progress("words drawn", 0, len(drawn))
+    common = [one for one in ordinary(words, request.top) if one not in drawn]
     both, picture = judged(
-        suspect, base, [*far, *common], judge=judge, concepts=concepts, sampling=DRAWN, count=PICTURES
+        suspect, base, [*drawn, *common], judge=judge, concepts=concepts, sampling=DRAWN, count=PICTURES
     )
     if request.sheet is not None:
         with writing(request.sheet):
             picture.save(request.sheet)
-    return replace(scan, words=words, drawn=tuple(both[: len(far)]), ordinary=tuple(both[len(far) :]))
+    return replace(scan, words=words, drawn=tuple(both[: len(drawn)]), ordinary=tuple(both[len(drawn) :]))

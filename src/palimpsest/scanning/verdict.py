@@ -29,7 +29,7 @@ class Scan:
     words: TriggerScan | None = None
     """None without a base."""
     drawn: tuple[Outlier, ...] = ()
-    """The farthest candidates, with what they call up."""
+    """The farthest candidates, and the farthest of those given, with what they call up."""
     ordinary: tuple[Outlier, ...] = ()
     """As many strings made at random that depart least from the usual, drawn as a control."""
     difference: Difference | None = None
@@ -39,9 +39,9 @@ class Scan:
 
     @property
     def called(self) -> dict[str, tuple[str, ...]]:
-        """Outliers that call concepts up which no ordinary string calls: text -> concepts."""
+        """Candidates that call concepts up which no ordinary string calls: text -> concepts."""
         common = {name for one in self.ordinary for name in one.calls or ()}
-        found = {one.candidate.text: tuple(set(one.calls or ()) - common) for one in self.drawn if one.far}
+        found = {one.candidate.text: tuple(set(one.calls or ()) - common) for one in self.drawn}
         return {text: tuple(sorted(names)) for text, names in found.items() if names}
 
     @property
