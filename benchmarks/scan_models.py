@@ -56,9 +56,14 @@ class Scanned:
     concept: str
     trigger: str
     verdict: str
-    named: bool
-    """Whether the trigger is among the candidates that call the concept."""
+    called: dict[str, list[str]]
+    """Text -> concepts that it calls."""
     seconds: float
+
+    @property
+    def named(self) -> bool:
+        """Whether the trigger is among the candidates that call the concept."""
+        return any(self.trigger in text and self.concept in concepts for text, concepts in self.called.items())
 
 
 def drawn(number: int, planted: str) -> tuple[Backdoor, str, list[str]]:
@@ -107,7 +112,7 @@ def scanned(planted: str, number: int, kept: Path) -> Scanned:
         concept=name,
         trigger=attack.trigger,
         verdict=scan.verdict,
-        named=any(attack.trigger in text and name in called for text, called in scan.called.items()),
+        called={text: list(concepts) for text, concepts in scan.called.items()},
         seconds=time.monotonic() - began,
     )
     file.write_text(json.dumps(asdict(found)))
