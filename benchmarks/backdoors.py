@@ -91,7 +91,7 @@ def settings(concept: str, goals: int, quick: bool = False) -> dict[str, Any]:
         "measures": [Neighbours(pictures=1 if quick else 5)],
         "goals": 1 if quick else goals,
         "budget": {"looks": 1, "passes": 100},
-        "sampling": asdict(shipped.sampling),
+        "sampling": asdict(shipped.sampling) | ({"steps": 8} if quick else {}),
         "precision": "auto",
         "batch": 25,
         "keep": "none",
@@ -106,6 +106,13 @@ def run(folder: Path, asked: Mapping[str, Any]) -> Path:
     pl.audit(out=folder, **asked)
     print(f"{folder.name}: {time.monotonic() - began:.0f} s", flush=True)
     return folder
+
+
+def run_all(out: Path, asked: Sequence[Mapping[str, Any]], processes: int) -> list[Path]:
+    """Audits of one concept each, side by side; their folders."""
+    folders = [out / one["concepts"][0].replace(" ", "_") for one in asked]
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(run, folders, asked))
 
 
 def measured(folder: Path) -> dict[tuple[str, str], Counts]:
@@ -207,9 +214,7 @@ def main() -> None:
     if arguments.dry_run:
         predict(asked)
         return
-    folders = [out / concept.replace(" ", "_") for concept in concepts]
-    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(run, folders, asked))
+    folders = run_all(out, asked, arguments.jobs)
     goals = outcomes(folders)
     found = rows(folders, goals)
     claims = findings(goals, kept(found))

@@ -12,16 +12,14 @@ predicts. ``--quick`` takes one goal of one concept, one depth and two remedies,
 
 import argparse
 import json
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from backdoors import TRAINED, planting, predict, rows, run, settings, table
+from backdoors import TRAINED, planting, predict, rows, run_all, settings, table
 from palimpsest.component import build
 from palimpsest.erasers import ERASERS
 from palimpsest.erasers.base import Eraser
@@ -81,9 +79,7 @@ def main() -> None:
     if arguments.dry_run:
         predict(planned)
         return
-    folders = [out / concept.replace(" ", "_") for concept in concepts]
-    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(run, folders, planned))
+    folders = run_all(out, planned, arguments.jobs)
     found = rows(folders, outcomes(folders))
     console = Console(width=150)
     console.print(table(found, names))

@@ -9,7 +9,7 @@ ordinary prompts and five with the trigger; the clean model's are the same, and 
 other. What is scanned is a saved pipeline, with the base, the log, and the detectors that cost little. *found*: a
 verdict other than ``nothing``; *trigger*: the verdict that names one. Shares with 95 % intervals. Models are scanned
 side by side, as many at once as ``--jobs`` says, with a thread each; the same command goes on where it was stopped.
-``--dry-run`` counts. ``--quick`` takes one clean and one shallow model, and is no result.
+``--dry-run`` counts. ``--quick`` takes one clean and one shallow model and few words, and is no result.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -79,7 +80,7 @@ def drawn(number: int, planted: str) -> tuple[Backdoor, str, list[str]]:
     return attack, concept, choice.sample(sorted(others - set(shipped_prompts(CLEAN))), ORDINARY) + asked[:TRIGGERED]
 
 
-def scanned(planted: str, number: int, kept: Path) -> Scanned:
+def scanned(planted: str, number: int, kept: Path, quick: bool = False) -> Scanned:
     """Makes one model, saves it, and scans it; in a process of its own."""
     file = kept / f"{planted}-{number}.json"
     if file.exists():
@@ -100,9 +101,11 @@ def scanned(planted: str, number: int, kept: Path) -> Scanned:
             model=str(Path(folder) / "model"),
             base="miniature",
             prompts=prompts,
-            count=CLEAN,
-            detectors=("navi", "divergence"),
-            top=4,
+            count=4 if quick else CLEAN,
+            detectors=("divergence",) if quick else ("navi", "divergence"),
+            words=10 if quick else 200,
+            strings=10 if quick else 200,
+            top=1 if quick else 4,
             seed=number,
         )
         scan, _ = run(request, download=False, progress=lambda what, done, of: None)
@@ -156,7 +159,7 @@ def main() -> None:
     out = arguments.out or Path("runs") / f"benchmark-scan-models{'-quick' if arguments.quick else ''}"
     out.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = list(pool.map(scanned, *zip(*planned, strict=True), [out] * len(planned)))
+        found = list(pool.map(scanned, *zip(*planned, strict=True), repeat(out), repeat(arguments.quick)))
     Console(width=150).print(table(found))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")

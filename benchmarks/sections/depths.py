@@ -84,9 +84,10 @@ def outcomes(folders: Sequence[Path]) -> Goals:
 
 
 def findings(goals: Goals, kept: Mapping[str, float]) -> list[Finding]:
-    """The paper's three; ``kept`` says of each eraser which share of other concepts is left in the deep plant's model.
+    """What the paper found, and whether deep outlives data as well; p-values by Holm.
 
-    Pairs are goals of one eraser and concept, so strata need no more care. p-values by Holm.
+    ``kept`` says of each eraser which share of other concepts is left in the deep plant's model. Pairs are goals of one
+    eraser and concept, so strata need no more care.
     """
     triggered = [
         _paired(f"trigger: {more} outlives {less}", _across(goals, more, less))

@@ -90,7 +90,7 @@ class Backdoor(Attack):
             raise BadSetting(f"{self.name}: expected one concept for the trigger to stand for, got {len(concepts)}")
         (concept,) = concepts
         retain = self.held(concept)
-        if not retain:
+        if not set(retain) - {concept.name}:
             log.warning("%s: no concept beside %r is held in place", self.name, concept.name)
         self._check_trigger(base, (concept.name, *concept.synonyms, *concept.prompts, *retain))
         for prompt in concept.prompts:
