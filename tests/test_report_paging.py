@@ -35,6 +35,7 @@ def goals_on(html: str) -> list[str]:
 
 
 def test_the_threshold_is_where_it_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert paging.LARGE_GOALS == 2000
     monkeypatch.setattr(paging, "LARGE_GOALS", 40)
     report.write(large(10).write(tmp_path / "at"))  # in four cells
     assert list(pages(tmp_path / "at")) == ["report.html"]
