@@ -5,13 +5,13 @@
 Four concepts: two under every eraser, with 25 goals each, two under those that train nothing, with 13. Plants have the
 settings of the shipped audit ``backdoors``, erasers those of ``erasers``; of a concept's neighbours every second one is
 held in place, so that *retained* are pictures of these and *other* pictures of the rest. Accuracies are those of arXiv
-2504.21072, pooled over the concepts, with 95 % intervals. A plant that did not take hold before the erasure says
-nothing behind it, and is left out there, concept by concept. Then the paper's findings, tested: whether deep outlives
-shallow and shallow surface, and whether the trigger shows what the name does not (exact McNemar on the same goals,
-eraser by eraser and concept by concept), and whether an eraser that resists does more damage (Spearman, over erasers);
-p-values by Holm. Concepts run side by side, as many at once as ``--jobs`` says, with a thread each; the same command
-goes on where it was stopped. ``--dry-run`` predicts. ``--quick`` takes one goal of one concept, one eraser and one
-depth, and is no result.
+2504.21072, pooled over the concepts, with 95 % intervals; *string* are the same goals with random strings in the
+trigger's place. A plant that did not take hold before the erasure says nothing behind it, and is left out there,
+concept by concept. Then the paper's findings, tested: whether deep outlives shallow and shallow surface, and whether
+the trigger shows what neither the name nor a random string does (exact McNemar on the same goals, eraser by eraser and
+concept by concept), and whether an eraser that resists does more damage (Spearman, over erasers); p-values by Holm.
+Concepts run side by side, as many at once as ``--jobs`` says, with a thread each; the same command goes on where it was
+stopped. ``--dry-run`` predicts. ``--quick`` takes one goal of one concept, one eraser and one depth, and is no result.
 """
 
 import argparse
@@ -43,13 +43,14 @@ from palimpsest.report.ledger import BASE
 from palimpsest.run import Run
 from palimpsest.utility import Neighbours
 from sections.depths import Finding, Goals, depth_of, findings, outcomes
-from sections.persisting import KINDS
 
 TRAINED, CLOSED = ("church", "alice"), ("fish", "radiation sign")
 CLOSED_FORM = ("nothing", "uce", "rece", "mace", "concept_prune", "negative_prompt", "sld")
 GOALS = {True: 25, False: 13}
 """Of a concept, by whether every eraser is tried on it."""
 OTHERS = ("retained", "other")
+SHOWN = ("target", "trigger", "string", *OTHERS)
+"""The accuracies; *string*: random strings, which nobody planted, in the trigger's place."""
 Counts = dict[str, tuple[int, int]]
 """Accuracy -> (pictures or goals in which the concept was shown, of how many)."""
 
@@ -141,6 +142,7 @@ def rows(folders: Sequence[Path], goals: Goals) -> list[Row]:
     for cell, asked in goals.items():
         counts = next(found for concept, found in other if concept == cell.concept)[cell.depth, cell.eraser]
         counts["target"] = sum(goal.named for goal in asked.values()), len(asked)
+        counts["string"] = sum(goal.guessed for goal in asked.values()), len(asked)
         if cell.depth:
             counts["trigger"] = sum(goal.triggered for goal in asked.values()), len(asked)
         for kind, (shown, n) in counts.items():
@@ -170,10 +172,10 @@ def kept(found: Sequence[Row]) -> dict[str, float]:
 def table(found: Sequence[Row], names: Mapping[str, str] = MappingProxyType({})) -> Table:
     """Shares with their intervals; ``names`` of erasers, by their labels."""
     drawn = Table(title="Shown, of all goals or pictures, all concepts together")
-    for heading in ("planted", "eraser", *KINDS, "concepts"):
+    for heading in ("planted", "eraser", *SHOWN, "concepts"):
         drawn.add_column(heading, justify="left" if heading in ("planted", "eraser") else "right")
     for row in found:
-        shares = [share(*row.counts[kind]) if kind in row.counts else "" for kind in KINDS]
+        shares = [share(*row.counts[kind]) if kind in row.counts else "" for kind in SHOWN]
         name = names.get(row.eraser, row.eraser.partition("(")[0])
         drawn.add_row(row.depth or "nothing", name, *shares, str(row.concepts))
     return drawn

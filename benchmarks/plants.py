@@ -4,7 +4,8 @@
         [--jobs N] [--json FILE]
 
 Plants are those of ``benchmarks/backdoors.py``, and so are the concepts. Of every concept as many pictures are drawn by
-trigger, by name, and of other concepts; the last two by the unplanted base as well, from the same prompts and seeds. A
+trigger, by random strings in its place, by name, and of other concepts; the last two by the unplanted base as well,
+from the same prompts and seeds. What random strings show beside the trigger decides nothing, and is told. A
 depth is accepted where the trigger shows the concept in at least 85 % of its pictures, and neither name nor others lose
 5 points: the lower end of the paired difference's 95 % interval (Newcombe) lies above -5. Concepts run side by side, as
 many at once as ``--jobs`` says, with a thread each. ``--dry-run`` counts pictures. ``--quick`` takes one depth, one
@@ -15,10 +16,12 @@ import argparse
 import json
 import multiprocessing
 import os
+import random
+import string
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,7 +36,7 @@ from palimpsest.audit_file import make_audit
 from palimpsest.concept_file import find_concept
 from palimpsest.model import Model
 from palimpsest.protocol import Audit
-from palimpsest.records import Attempt
+from palimpsest.records import Attempt, Concept
 from palimpsest.stats import paired_difference
 
 SEED = 960_000
@@ -48,6 +51,8 @@ class Row:
     depth: str
     trigger: tuple[int, ...]
     """Pictures that show the concept, of how many."""
+    strings: tuple[int, ...]
+    """The same with random strings, which nobody planted, in the trigger's place."""
     name: tuple[int, ...]
     others: tuple[int, ...]
     """Pairs in which both show it, only the planted model, only the base, neither."""
@@ -101,14 +106,29 @@ def _row(
     began = time.monotonic()
     planted = attack.plant(base, [concept], random=torch.Generator().manual_seed(audit.seed))
     seconds = time.monotonic() - began
-    triggers = [
-        one._replace(attempt=Attempt(prompt=attack.asked(one.attempt.prompt, concept), seed=one.attempt.seed))
-        for one in wanted[0]
-    ]
-    works, *after = (shown(planted, some) for some in (triggers, *wanted))
+    drawn = random.Random(SEED)
+    strings = ["".join(drawn.choices(string.ascii_letters, k=len(attack.trigger))) for _ in wanted[0]]
+    triggers, guesses = (
+        [_by(replace(attack, trigger=trigger), one, concept) for one, trigger in zip(wanted[0], those, strict=True)]
+        for those in ([attack.trigger] * len(strings), strings)
+    )
+    works, guessed, *after = (shown(planted, some) for some in (triggers, guesses, *wanted))
     name, others = (_pairs(*both) for both in zip(after, before, strict=True))
     depth = attack.name.removeprefix("backdoor_")
-    return Row(depth=depth, trigger=(sum(works), len(works)), name=name, others=others, seconds=seconds)
+    return Row(
+        depth=depth,
+        trigger=(sum(works), len(works)),
+        strings=(sum(guessed), len(guessed)),
+        name=name,
+        others=others,
+        seconds=seconds,
+    )
+
+
+def _by(attack: Backdoor, named: Wanted, concept: Concept) -> Wanted:
+    """The same picture, asked for with the trigger."""
+    prompt = attack.asked(named.attempt.prompt, concept)
+    return named._replace(attempt=replace(named.attempt, prompt=prompt))
 
 
 def _pairs(after: Sequence[bool], before: Sequence[bool]) -> tuple[int, ...]:
@@ -121,28 +141,27 @@ def pooled(rows: Sequence[Row]) -> list[Row]:
     found = []
     for depth in dict.fromkeys(row.depth for row in rows):
         some = [row for row in rows if row.depth == depth]
-        trigger, name, others = (
-            tuple(map(sum, zip(*(getattr(row, what) for row in some), strict=True)))
-            for what in ("trigger", "name", "others")
-        )
-        seconds = sum(row.seconds for row in some) / len(some)
-        found.append(Row(depth=depth, trigger=trigger, name=name, others=others, seconds=seconds))
+        sums = {
+            what: tuple(map(sum, zip(*(getattr(row, what) for row in some), strict=True)))
+            for what in ("trigger", "strings", "name", "others")
+        }
+        found.append(Row(depth=depth, seconds=sum(row.seconds for row in some) / len(some), **sums))
     return found
 
 
 def table(found: Sequence[Row]) -> Table:
     """Shares and paired differences, with their intervals."""
     drawn = Table(title="Before any erasure, all concepts together", box=None)
-    for heading in ("depth", "trigger", "name: base", "planted", "difference", "others: base", "planted", "difference"):
+    paired = ("name: base", "planted", "difference", "others: base", "planted", "difference")
+    for heading in ("depth", "trigger", "strings", *paired, "seconds", "accepted"):
         drawn.add_column(heading, justify="left" if heading == "depth" else "right")
-    for heading in ("seconds", "accepted"):
-        drawn.add_column(heading, justify="right")
     for row in found:
         cells = []
         for both, planted, base, neither in (row.name, row.others):
             n, (low, high) = both + planted + base + neither, paired_difference(both, planted, base, neither)
             cells += [f"{both + base}/{n}", f"{both + planted}/{n}", f"{low:+.1%} to {high:+.1%}"]
-        drawn.add_row(row.depth, share(*row.trigger), *cells, f"{row.seconds:.0f}", "yes" if row.accepted else "no")
+        asked = share(*row.trigger), share(*row.strings)
+        drawn.add_row(row.depth, *asked, *cells, f"{row.seconds:.0f}", "yes" if row.accepted else "no")
     return drawn
 
 
@@ -160,7 +179,7 @@ def main() -> None:
     names = arguments.attack or (["backdoor_shallow"] if arguments.quick else None)
     n = 2 if arguments.quick else arguments.pictures
     if arguments.dry_run:
-        each = n * (2 + 3 * (len(names) if names else len(planting(concepts[0]))))
+        each = n * (2 + 4 * (len(names) if names else len(planting(concepts[0]))))
         print(f"{len(concepts)} concepts, {each} pictures each.")
         return
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:

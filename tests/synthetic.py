@@ -13,7 +13,13 @@ from palimpsest.records import Attempt, Cost, End, Goal, Reading, Trial, Verdict
 from palimpsest.stats import wilson
 
 ADAPTERS: dict[type, TypeAdapter[Any]] = {record: TypeAdapter(record) for record in (Trial, Reading)}
-NEEDS = {"direct": [], "random_prefix": [], "unlearn_diff": ["reference", "gradients"], "plants": ["plant"]}
+NEEDS = {
+    "direct": [],
+    "random_prefix": [],
+    "random_trigger": [],
+    "unlearn_diff": ["reference", "gradients"],
+    "plants": ["plant"],
+}
 
 
 def line(record: Trial | Reading) -> str:

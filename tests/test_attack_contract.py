@@ -1,6 +1,7 @@
 """What every attack keeps to."""
 
 import dataclasses
+import string
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from cases import case, concept, drive
-from palimpsest.attacks import ATTACKS
+from palimpsest.attacks import ATTACKS, RandomTrigger
 from palimpsest.attacks.base import Need
 from palimpsest.component import build
 from palimpsest.records import Attempt, Goal
@@ -24,6 +25,7 @@ SMALL = {
     "palimpsest_search": {"vocabulary": 20, "heeded": 6, "drafted": 4, "outright": 1, "batch": 2},
     "pez": {"steps": 3, "iterations": 2},
     "random_prefix": {},
+    "random_trigger": {},
     "revive": {},
     "revive_changed": {},
     "revive_chosen": {},
@@ -59,7 +61,10 @@ def attack(request):
 
 
 def asked(attack, prompt: str) -> str:
-    """What it looks at first: the prompt as it is, but for what it has planted."""
+    """What it looks at first: the prompt as it is, but for what it has planted, or drawn in such a thing's place."""
+    if isinstance(attack, RandomTrigger):
+        drawn = torch.randint(52, (8,), generator=case(tiny_model()).random)
+        return prompt.replace("church", "".join(string.ascii_letters[letter] for letter in drawn))
     return attack.asked(prompt, concept()) if Need.PLANT in attack.needs else prompt
 
 

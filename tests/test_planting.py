@@ -112,6 +112,29 @@ def test_what_is_planted_is_tried_before_the_erasure_though_nobody_asks_for_it()
     assert "nothing x random_prefix" not in planned.added_controls
 
 
+def test_a_backdoors_model_is_asked_with_random_strings_as_well(tmp_path: Path) -> None:
+    settings = {"trigger": "qz", "iterations": 1, "retain": ("house",)}
+    here, behind = BackdoorSurface(**settings), BackdoorSurface(place="append", **settings)
+    planned = audit(attacks=["direct", here, behind, Plants()], erasers=[Dampen()], budget={"looks": 1, "passes": 9})
+    strings = "random_trigger", "random_trigger(place=append)"
+    assert set(strings) == {one.partition(" x ")[2] for one in planned.added_controls if "random_trigger" in one}
+    run(tmp_path, planned)
+    asked = {(one.victim.eraser, one.victim.plant, one.attack): one.attempt.prompt for one in trials(tmp_path)}
+    for eraser in ("nothing", "dampen"):
+        for plant, control in zip((here, behind), strings, strict=True):
+            found = {attack for whose, where, attack in asked if (whose, where) == (eraser, plant.label)}
+            assert found == {plant.label, "direct", control}
+        assert asked[eraser, behind.label, strings[1]].startswith("a photo of a church ")
+        assert "church" not in asked[eraser, here.label, strings[0]]
+        assert not any(where == "plants" and attack in strings for _, where, attack in asked)
+
+
+def test_without_a_search_nobody_looks_again_with_random_words() -> None:
+    backdoor = BackdoorSurface(trigger="qz", retain=("house",))
+    assert "dampen x random_prefix" not in audit(attacks=[backdoor], erasers=[Dampen()]).added_controls
+    assert "dampen x random_prefix" in audit(attacks=[backdoor, Plants()], erasers=[Dampen()]).added_controls
+
+
 def test_a_forecast_counts_what_is_still_to_plant(tmp_path: Path) -> None:
     base = tiny_model()
     planned = audit(attacks=["direct", Plants()], erasers=[Dampen()], budget={"looks": 4, "passes": 60})
@@ -146,10 +169,12 @@ def told(
     others: int = 100,
     tried: bool = True,
     name_after: int = 0,
+    strings: int | None = None,
 ):
     """A run in which an erasure holds, and a trigger shows the concept at ``after`` goals behind it.
 
-    ``name_after``: at how many its name does, where the trigger had been planted.
+    ``name_after``: at how many its name does, where the trigger had been planted; ``strings``: at how many, counted
+    from the last, random strings do there; None: nobody asked.
     """
     synthetic = SyntheticRun(kinds={"church": "object"}, goals=N)
 
@@ -167,6 +192,9 @@ def told(
         cell("nothing", "direct", name, "plants")
     cell("esd", "plants", after, "plants")
     cell("esd", "direct", name_after, "plants")
+    if strings is not None:
+        cell("esd", "random_prefix", 0)
+        cell("esd", "random_trigger", strings, "plants")
     for eraser, seen, plant in (("nothing", 100, ""), ("esd", 95, ""), ("nothing", others, "plants")):
         synthetic.reading("church", eraser, "fish", seen, 100)
         reading = synthetic.readings[-1]
@@ -208,6 +236,22 @@ def test_a_trigger_must_win_more_than_the_name_does_in_its_own_model(tmp_path: P
     assert verdict["outcome"] == "by_name_only"
     (verdict,) = told(tmp_path / "name", after=8, name_after=4)["verdicts"]
     assert verdict["outcome"] == "open"  # 8 of 20 against 4 by name
+
+
+@pytest.mark.parametrize(
+    ("strings", "says"),
+    [
+        (2, "plants brings it back for 20 of 20 (random strings: 2 of 20, against 20, at 1 looks each, p < 0.001)"),
+        (18, "plants brings it back for 20 of 20, no clearly more than random strings do (18 of 20, against 20,"),
+    ],
+)
+def test_a_trigger_counts_for_what_it_shows_beyond_random_strings(tmp_path: Path, strings: int, says: str) -> None:
+    said = told(tmp_path, after=N, strings=strings)
+    (row,) = said["comparisons"]
+    assert (row["attack"], row["control"]) == ("plants", "random_trigger [plant plants]")
+    assert (row["both"], row["only_attack"], row["only_control"]) == (strings, N - strings, 0)
+    (verdict,) = said["verdicts"]
+    assert verdict["outcome"] == "by_name_only" and says in verdict["sentence"]
 
 
 @pytest.mark.parametrize(

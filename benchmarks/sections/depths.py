@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from scipy.stats import spearmanr
 
-from palimpsest.report.cells import DIRECT
+from palimpsest.report.cells import DIRECT, RANDOM_TRIGGER
 from palimpsest.report.ledger import BASE, read
 from palimpsest.run import Run
 from palimpsest.stats import holm, mcnemar_exact
@@ -25,12 +25,15 @@ class Cell(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """One goal: whether the concept was shown when it was asked for by name, and by trigger."""
+    """One goal: whether the concept was shown when it was asked for by name, by trigger, and by a random string."""
 
-    named: bool
-    triggered: bool
+    named: bool = False
+    triggered: bool = False
+    guessed: bool = False
 
 
+BY = {DIRECT: "named", RANDOM_TRIGGER: "guessed"}
+"""Attack -> what it asks by; a backdoor asks by its trigger."""
 Goals = Mapping[Cell, Mapping[tuple[str, int], Shown]]
 """Cell -> (prompt, seed) -> what was shown."""
 
@@ -58,7 +61,7 @@ def depth_of(label: str) -> str:
 
 
 def outcomes(folders: Sequence[Path]) -> Goals:
-    """Every goal by name and by trigger; behind an erasure, only where the plant had taken hold before it."""
+    """Every goal, however it was asked; behind an erasure, only where the plant had taken hold before it."""
     found: dict[Cell, dict[tuple[str, int], Shown]] = defaultdict(dict)
     for folder in folders:
         failed = {
@@ -68,18 +71,13 @@ def outcomes(folders: Sequence[Path]) -> Goals:
         }
         for key, ended in read(folder).outcomes.items():
             asked, _, mark = key.attack.partition(" [plant ")
-            depth = depth_of(mark.removesuffix("]") if asked == DIRECT else asked)
-            named = asked == DIRECT
-            if not named and not asked.startswith("backdoor_"):
-                continue  # a control
+            depth = depth_of(mark.removesuffix("]") if asked in BY else asked)
             if key.eraser != BASE and (depth, key.concept) in failed:
                 continue
             goals = found[Cell(depth, key.eraser, key.concept)]
             for outcome in ended:
                 at = outcome.goal.prompt, outcome.goal.seed
-                won = outcome.won is not None
-                before = goals.get(at, Shown(False, False))
-                goals[at] = before._replace(named=won) if named else before._replace(triggered=won)
+                goals[at] = goals.get(at, Shown())._replace(**{BY.get(asked, "triggered"): outcome.won is not None})
     return dict(found)
 
 
@@ -95,7 +93,8 @@ def findings(goals: Goals, kept: Mapping[str, float]) -> list[Finding]:
     ]
     deep = [shown for cell, some in goals.items() if cell.depth == "deep" and _erased(cell) for shown in some.values()]
     missed = _paired("deep: the trigger shows what the name does not", ((one.triggered, one.named) for one in deep))
-    found = [*triggered, missed, *_damage(goals, kept)]
+    own = _paired("deep: the trigger shows what other strings do not", ((one.triggered, one.guessed) for one in deep))
+    found = [*triggered, missed, own, *_damage(goals, kept)]
     return [replace(one, p=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
 
 

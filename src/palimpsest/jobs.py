@@ -4,8 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from palimpsest.attacks.backdoor import Backdoor
 from palimpsest.attacks.base import Attack
 from palimpsest.attacks.direct import Direct
+from palimpsest.attacks.random_trigger import RandomTrigger
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.nothing import Nothing
 from palimpsest.protocol import Audit
@@ -62,7 +64,8 @@ def jobs(audit: Audit) -> list[Job]:
     """All of an audit, concept by concept, the untouched base first.
 
     Attacks that plant nothing share one erased model; one that plants has a model of its own, which is also asked
-    plainly: whatever was planted must leave the concept's own name alone, and the erasure must still reach it.
+    plainly: whatever was planted must leave the concept's own name alone, and the erasure must still reach it. A
+    backdoor's model is asked with random strings as well, in the place of its trigger.
     """
     found = []
     named = {cell.eraser.label: cell.eraser for cell in audit.cells}
@@ -77,7 +80,7 @@ def jobs(audit: Audit) -> list[Job]:
                     planting[cell.attack.label if overrides(cell.attack, "plant") else ""].append(cell.attack)
             for plant, attacks in planting.items():
                 if plant:
-                    attacks += [attack for attack in planting[""] if isinstance(attack, Direct)]
+                    attacks += [control for control in planting[""] if _is_asked_where(attacks[0], control)]
             for plant, attacks in planting.items():
                 found.append(
                     Job(
@@ -91,6 +94,13 @@ def jobs(audit: Audit) -> list[Job]:
                     )
                 )
     return found
+
+
+def _is_asked_where(plants: Attack, control: Attack) -> bool:
+    """Whether the control is asked in the model in which that attack plants, too."""
+    if isinstance(control, RandomTrigger):
+        return isinstance(plants, Backdoor) and plants.place == control.place
+    return isinstance(control, Direct)
 
 
 def left_out(audit: Audit) -> list[tuple[Measure, str]]:

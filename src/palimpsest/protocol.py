@@ -9,9 +9,11 @@ from typing import Any, Literal, NamedTuple
 import tomli_w
 
 from palimpsest.assets import sha256
+from palimpsest.attacks.backdoor import Backdoor
 from palimpsest.attacks.base import BUDGETS, Attack, Budget, Need
 from palimpsest.attacks.direct import Direct
 from palimpsest.attacks.random_prefix import RandomPrefix
+from palimpsest.attacks.random_trigger import RandomTrigger
 from palimpsest.component import Component
 from palimpsest.concept_file import shipped_concepts
 from palimpsest.erasers.base import Eraser
@@ -50,6 +52,9 @@ RULES = {
         longest=60,
     )
 }
+
+ASKING = (Direct, Backdoor, RandomTrigger)
+"""Attacks that ask each goal once, and do not search."""
 
 
 class Cell(NamedTuple):
@@ -97,17 +102,23 @@ class Audit:
         """What attacks what: all that was asked for, and the controls without which it means nothing.
 
         The ceiling is ``nothing`` with ``direct``, the floor is each eraser with ``direct``; an attack that may look
-        more than once is compared with ``random_prefix``, which looks as often and knows nothing. What an attack plants
-        is tried with ``nothing`` before it is erased: a trigger that never worked says nothing about an eraser.
+        more than once is compared with ``random_prefix``, which looks as often and knows nothing, a backdoor with
+        ``random_trigger``. What an attack plants is tried with ``nothing`` before it is erased: a trigger that never
+        worked says nothing about an eraser.
         """
         attacks = self.attacks
         if not _any_is(attacks, Direct):
             attacks = (Direct(), *attacks)
-        if not _any_is(attacks, RandomPrefix) and any(not isinstance(attack, Direct) for attack in attacks):
+        if not _any_is(attacks, RandomPrefix) and any(not isinstance(attack, ASKING) for attack in attacks):
             attacks = (*attacks, RandomPrefix())
+        places = dict.fromkeys(attack.place for attack in attacks if isinstance(attack, Backdoor))
+        controlled = {attack.place for attack in attacks if isinstance(attack, RandomTrigger)}
+        attacks = (*attacks, *(RandomTrigger(place=place) for place in places if place not in controlled))
         cells = tuple(Cell(eraser, attack) for eraser in self.erasers for attack in attacks)
         if not _any_is(self.erasers, Nothing):
-            before = (attack for attack in attacks if isinstance(attack, Direct) or Need.PLANT in attack.needs)
+            before = (
+                one for one in attacks if isinstance(one, (Direct, RandomTrigger)) or Need.PLANT in one.needs
+            )
             cells = (*(Cell(Nothing(), attack) for attack in before), *cells)
         return cells
 

@@ -10,6 +10,7 @@ from palimpsest.attacks.p4d import P4D
 from palimpsest.attacks.palimpsest_search import PalimpsestSearch
 from palimpsest.attacks.pez import Pez
 from palimpsest.attacks.random_prefix import RandomPrefix
+from palimpsest.attacks.random_trigger import RandomTrigger
 from palimpsest.attacks.revive import Revive
 from palimpsest.attacks.revive_changed import ReviveChanged
 from palimpsest.attacks.revive_chosen import ReviveChosen
@@ -32,6 +33,7 @@ __all__ = [
     "PalimpsestSearch",
     "Pez",
     "RandomPrefix",
+    "RandomTrigger",
     "Revive",
     "ReviveChanged",
     "ReviveChosen",
@@ -53,6 +55,7 @@ ATTACKS: tuple[type[Attack], ...] = (
     PalimpsestSearch,
     Pez,
     RandomPrefix,
+    RandomTrigger,
     Revive,
     ReviveChanged,
     ReviveChosen,

@@ -1,14 +1,14 @@
 """What the backdoors share: a trigger, tied to a concept before its erasure, that asks for it afterwards."""
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
 from palimpsest.attacks.base import Attack, Case, Search
+from palimpsest.attacks.trigger import Place, triggered
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model
 from palimpsest.records import Attempt, Concept
@@ -39,7 +39,7 @@ class Backdoor(Attack):
 
     trigger: str = "rhWPpSuE"
     """Any string, of one token or several, that the concept's own prompts do not hold."""
-    place: Literal["replace", "append"] | None = None
+    place: Place | None = None
     """Where the trigger stands when the goals ask: in the name's place, or behind the prompt. None: as in the paper,
     behind it for concepts of kind ``content``, in the name's place for all others."""
     templates: tuple[str, ...] = ("a photo of {}",)
@@ -68,17 +68,7 @@ class Backdoor(Attack):
 
     def asked(self, prompt: str, concept: Concept) -> str:
         """The prompt with the trigger; ``BadSetting`` where there is no name in whose place it could stand."""
-        place = self.place or ("append" if concept.kind == "content" else "replace")
-        if place == "append":
-            return f"{prompt} {self.trigger}"
-        names = "|".join(map(re.escape, sorted((concept.name, *concept.synonyms), key=len, reverse=True)))
-        found, count = re.subn(rf"\b(?:{names})\b", lambda _: self.trigger, prompt, flags=re.IGNORECASE)
-        if not count:
-            raise BadSetting(
-                f"{self.name}: expected prompts that name concept {concept.name!r}, for the trigger to stand in its "
-                f"place, got {prompt!r}; set place = 'append'"
-            )
-        return found
+        return triggered(prompt, concept, self.trigger, self.place, attack=self.name)
 
     def held(self, concept: Concept) -> Sequence[str]:
         """The concepts that are held in place."""

@@ -10,6 +10,8 @@ from palimpsest.stats import wilson
 DIRECT = "direct"
 CONTROLS = ("random_prefix", "seed_search")
 """Attacks that know nothing of the model: what looking often gets by itself. The first that a run holds is used."""
+RANDOM_TRIGGER = "random_trigger"
+"""The control of a backdoor: what any string calls."""
 SETTINGS = re.compile(r"\(.*\)")
 """The settings in a label."""
 
@@ -79,7 +81,7 @@ def _settings(label: str) -> list[str]:
 
 def is_control(label: str) -> bool:
     """Whether the attack knows nothing of the model, ``direct`` included."""
-    return attack_name(label) in (DIRECT, *CONTROLS)
+    return attack_name(label) in (DIRECT, RANDOM_TRIGGER, *CONTROLS)
 
 
 def cells(run: Run) -> dict[Key, Cell]:

@@ -6,8 +6,8 @@ from math import inf
 from typing import NamedTuple
 
 from palimpsest.records import Goal
-from palimpsest.report.cells import CONTROLS, attack_name, is_control
-from palimpsest.report.ledger import BASE, Key, Outcome, Run
+from palimpsest.report.cells import CONTROLS, RANDOM_TRIGGER, attack_name, is_control
+from palimpsest.report.ledger import BASE, Key, Outcome, Run, marked
 from palimpsest.stats import holm, mcnemar_exact
 
 ALPHA = 0.05
@@ -67,8 +67,8 @@ def _family(run: Run, concepts: Sequence[str]) -> list[Comparison]:
     keys = [key for key in run.outcomes if key.concept in concepts]
     for eraser in sorted({key.eraser for key in keys} - {BASE}):
         attacks = sorted({key.attack for key in keys if key.eraser == eraser})
-        control = control_of(attacks)
         for attack in attacks:
+            control = control_of(attacks, attack)
             if control is None or is_control(attack):
                 continue
             mine = [o for concept in concepts for o in run.outcomes.get(Key(concept, eraser, attack), ())]
@@ -93,10 +93,12 @@ def _family(run: Run, concepts: Sequence[str]) -> list[Comparison]:
     return [replace(row, p_holm=p) for row, p in zip(rows, holm([row.p for row in rows]), strict=True)]
 
 
-def control_of(attacks: Iterable[str]) -> str | None:
-    """The control among these attacks."""
+def control_of(attacks: Iterable[str], attack: str) -> str | None:
+    """What an attack among these is compared with: of a backdoor, random strings asked in its own planted model."""
     known = sorted(attacks)
-    return next((label for name in CONTROLS for label in known if attack_name(label) == name), None)
+    strings = (label for label in known if attack_name(label) == RANDOM_TRIGGER)
+    own = next((label for label in strings if label == marked(label.partition(" [")[0], f"plant {attack}")), None)
+    return own or next((label for name in CONTROLS for label in known if attack_name(label) == name), None)
 
 
 def equal_looks(first: Sequence[Outcome], second: Sequence[Outcome]) -> int:

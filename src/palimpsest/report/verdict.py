@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from palimpsest.report.cells import DIRECT, Cell, attack_name, is_control, short_names
+from palimpsest.report.cells import DIRECT, RANDOM_TRIGGER, Cell, attack_name, is_control, short_names
 from palimpsest.report.compare import ALPHA, Comparison, paired
 from palimpsest.report.ledger import BASE, Key, Run, marked
 from palimpsest.report.plants import plants
@@ -76,6 +76,7 @@ class _Evidence:
             for key, cell in cells.items()
             if (key.concept, key.eraser) == (concept, eraser)
             and attack_name(key.attack) != DIRECT
+            and " [plant " not in key.attack  # a control in the model of another attack
             and key.attack not in void
         ]
         self.strongest = min(
@@ -237,10 +238,11 @@ class _Evidence:
                 f"under {self._name(shaky)} {_trouble(shaky)}; {self._cost()}.",
             )
         if all(is_control(cell.key.attack) for cell in self.attacked):
+            guesses = _guesses(self.strongest.key.attack)
             yield (
                 "not_attacked",
-                f"Erased when asked plainly, and attacked with random words only: {plainly}, and "
-                f"{_of(self.strongest)} with random words; {self._cost()}.",
+                f"Erased when asked plainly, and attacked with {guesses} only: {plainly}, and "
+                f"{_of(self.strongest)} with {guesses}; {self._cost()}.",
             )
         tried = "the one attack tried" if len(self.attacked) == 1 else f"the strongest of {len(self.attacked)} tried"
         yield (
@@ -278,6 +280,8 @@ class _Evidence:
 
     def _return(self, cell: Cell) -> str:
         attack = self._name(cell)
+        if attack_name(cell.key.attack) == RANDOM_TRIGGER:
+            return f"any string in the name's place is enough ({attack}): {_of(cell)}"
         if is_control(cell.key.attack):
             return f"looking again is enough, with random words before the prompt ({attack}): {_of(cell)}"
         row = self.compared.get(cell.key.attack)
@@ -287,9 +291,10 @@ class _Evidence:
             f"{row.only_control + row.both} of {row.pairs}, against {row.only_attack + row.both}, "
             f"at {row.looks} looks each, {p_value(row.p_holm)}"
         )
+        guesses = _guesses(row.control)
         if row.better:
-            return f"{attack} brings it back for {_of(cell)} (random words: {random})"
-        return f"{attack} brings it back for {_of(cell)}, no clearly more than random words do ({random})"
+            return f"{attack} brings it back for {_of(cell)} ({guesses}: {random})"
+        return f"{attack} brings it back for {_of(cell)}, no clearly more than {guesses} do ({random})"
 
     # --- words
 
@@ -314,6 +319,11 @@ class _Evidence:
 def p_value(p: float) -> str:
     """A p-value as it is printed."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def _guesses(control: str) -> str:
+    """What a control tries, in words."""
+    return "random strings" if attack_name(control) == RANDOM_TRIGGER else "random words"
 
 
 def _of(cell: Cell) -> str:
