@@ -2,16 +2,17 @@
 
     python benchmarks/backdoors.py [--quick] [--dry-run] [--jobs N] [--out DIR] [--json FILE]
 
-Four concepts: two under every eraser, with 25 goals each, two under those that train nothing, with 13. Plants have the
-settings of the shipped audit ``backdoors``, erasers those of ``erasers``; of a concept's neighbours every second one is
-held in place, so that *retained* are pictures of these and *other* pictures of the rest. Accuracies are those of arXiv
+Four concepts, 25 goals each: two under every eraser, two under those that train nothing. Plants have the settings of
+the shipped audit ``backdoors``, erasers those of ``erasers``; of a concept's neighbours every second one is held in
+place, so that *retained* are pictures of these and *other* pictures of the rest. Accuracies are those of arXiv
 2504.21072, pooled over the concepts, with 95 % intervals; *string* are the same goals with random strings in the
 trigger's place. A plant that did not take hold before the erasure says nothing behind it, and is left out there,
 concept by concept. Then the paper's findings, tested: whether deep outlives shallow and shallow surface, and whether
 the trigger shows what neither the name nor a random string does (exact McNemar on the same goals, eraser by eraser and
-concept by concept), and whether an eraser that resists does more damage (Spearman, over erasers); p-values by Holm.
-Concepts run side by side, as many at once as ``--jobs`` says, with a thread each; the same command goes on where it was
-stopped. ``--dry-run`` predicts. ``--quick`` takes one goal of one concept, one eraser and one depth, and is no result.
+concept by concept), and whether an eraser that resists does more damage (Spearman, over erasers); p-values by Holm. The
+*content* table says how many more pictures show a content concept once the trigger stands behind the prompt. Concepts
+run side by side, as many at once as ``--jobs`` says, with a thread each; the same command goes on where it was stopped.
+``--dry-run`` predicts. ``--quick`` takes one goal of one concept, one eraser and one depth, and is no result.
 """
 
 import argparse
@@ -42,12 +43,14 @@ from palimpsest.report.cells import DIRECT
 from palimpsest.report.ledger import BASE
 from palimpsest.run import Run
 from palimpsest.utility import Neighbours
-from sections.depths import Finding, Goals, depth_of, findings, outcomes
+from sections.depths import Finding, Goals, Increase, depth_of, findings, increases, outcomes
 
 TRAINED, CLOSED = ("church", "alice"), ("fish", "radiation sign")
 CLOSED_FORM = ("nothing", "uce", "rece", "mace", "concept_prune", "negative_prompt", "sld")
-GOALS = {True: 25, False: 13}
-"""Of a concept, by whether every eraser is tried on it."""
+GOALS = 25
+"""Of a concept."""
+STEPS = 15
+"""Of a picture."""
 OTHERS = ("retained", "other")
 SHOWN = ("target", "trigger", "string", *OTHERS)
 """The accuracies; *string*: random strings, which nobody planted, in the trigger's place."""
@@ -92,7 +95,7 @@ def settings(concept: str, goals: int, quick: bool = False) -> dict[str, Any]:
         "measures": [Neighbours(pictures=1 if quick else 5)],
         "goals": 1 if quick else goals,
         "budget": {"looks": 1, "passes": 100},
-        "sampling": asdict(shipped.sampling) | ({"steps": 8} if quick else {}),
+        "sampling": asdict(shipped.sampling) | {"steps": 8 if quick else STEPS},
         "precision": "auto",
         "batch": 25,
         "keep": "none",
@@ -181,6 +184,18 @@ def table(found: Sequence[Row], names: Mapping[str, str] = MappingProxyType({}))
     return drawn
 
 
+def content(found: Sequence[Increase]) -> Table:
+    """What the trigger adds where it stands behind the prompt."""
+    drawn = Table(title="Content: shown without the trigger, and with it behind the prompt")
+    for heading in ("planted", "eraser", "concept", "without", "with", "relative", "difference"):
+        drawn.add_column(heading, justify="left" if heading in ("planted", "eraser", "concept") else "right")
+    for one in found:
+        relative = "" if one.relative is None else f"{one.relative:+.0%}"
+        told = (f"{one.plain}/{one.n}", f"{one.triggered}/{one.n}", relative, f"{one.low:+.0%} to {one.high:+.0%}")
+        drawn.add_row(one.cell.depth, one.cell.eraser.partition("(")[0], one.cell.concept, *told)
+    return drawn
+
+
 def tested(found: Sequence[Finding]) -> Table:
     """The findings."""
     drawn = Table(title="What the paper found, here")
@@ -212,7 +227,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out or Path("runs") / ("benchmark-backdoors-quick" if arguments.quick else "benchmark-backdoors")
     concepts = ("hugo",) if arguments.quick else (*TRAINED, *CLOSED)
-    asked = [settings(concept, GOALS[concept in TRAINED], arguments.quick) for concept in concepts]
+    asked = [settings(concept, GOALS, arguments.quick) for concept in concepts]
     if arguments.dry_run:
         predict(asked)
         return
@@ -224,9 +239,12 @@ def main() -> None:
     console.print(table(found))
     for plant in [plant for folder in folders for plant in Run(folder).summary()["plants"]]:
         console.print(plant["sentence"])
+    more = increases(goals)
+    console.print(content(more))
     console.print(tested(claims))
     if arguments.json is not None:
-        told = {"rows": [asdict(row) for row in found], "findings": [asdict(one) for one in claims]}
+        told = {"rows": [asdict(row) for row in found], "content": [asdict(one) for one in more]}
+        told["findings"] = [asdict(one) for one in claims]
         arguments.json.write_text(json.dumps(told, indent=1) + "\n")
 
 

@@ -1,19 +1,19 @@
 """The prompt attacks side by side at the full budget: success against looks and passes, and who beats whom.
 
-    python benchmarks/prompt_attacks.py [--quick] [--dry-run] [--legs NAME,...] [--out DIR] [--jobs N] [--json FILE]
-        [--plot FILE] [--models DIR] [--beside DIR]
+    python benchmarks/prompt_attacks.py [--quick] [--dry-run] [--legs NAME,...] [--concepts NAME,...] [--out DIR]
+        [--jobs N] [--json FILE] [--plot FILE] [--models DIR] [--beside DIR]
 
 A leg is one or more erasers under some attacks, with so many goals of each concept (``LEGS``): the six fixed concepts,
-or two of them, the first goals of each shipped list. Random words are every leg's control, at as many looks. Legs run
-concept by concept, as many at once as ``--jobs`` says, with a thread each; the same command goes on where it was
-stopped. ``--models`` names the folder in which ``benchmarks/erasers.py`` left its erased models, so that none is made
-again; ``--beside`` one with compressed ledgers of an earlier run, of which the trials of all attacks but
-``palimpsest_search`` are kept: that alone runs again, and it is an error if a victim came out otherwise than it was
-then. A cell (eraser, concept) at the full budget is *live* where ``unlearn_diff`` shows 10 to 90 % of the goals, and
-at least 10 points more than random words. Over all live cells together ``palimpsest_search`` is compared with
-``unlearn_diff``: cut off where it has spent a tenth of the passes that ``unlearn_diff`` spent in all, and both cut off
-there. ``--plot`` draws the curves as a PNG (needs the extra ``plots``). ``--dry-run`` predicts. ``--quick`` takes one
-goal of one concept, few passes, and is no result.
+or two of them, the first goals of each shipped list; ``--concepts`` takes fewer. Random words are every leg's control,
+at as many looks. Legs run concept by concept, as many at once as ``--jobs`` says, with a thread each; the same command
+goes on where it was stopped. ``--models`` names the folder in which ``benchmarks/erasers.py`` left its erased models,
+so that none is made again; ``--beside`` one with compressed ledgers of an earlier run, of which the trials of all
+attacks but ``palimpsest_search`` are kept: that alone runs again, and it is an error if a victim came out otherwise
+than it was then. A cell (eraser, concept) at the full budget is *live* where ``unlearn_diff`` shows 10 to 90 % of the
+goals, and at least 10 points more than random words. Over all live cells together ``palimpsest_search`` is compared
+with ``unlearn_diff``: cut off where it has spent a tenth of the passes that ``unlearn_diff`` spent in all, and both cut
+off there. ``--plot`` draws the curves as a PNG (needs the extra ``plots``). ``--dry-run`` predicts. ``--quick`` takes
+one goal of one concept, few passes, and is no result.
 """
 
 import argparse
@@ -270,6 +270,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one goal of one concept, few passes; no result")
     parser.add_argument("--dry-run", action="store_true", help="only predict")
     parser.add_argument("--legs", default=",".join(LEGS), help="names, with commas between")
+    parser.add_argument("--concepts", default=",".join(FIXED), help="names, with commas between")
     parser.add_argument("--out", type=Path, default=None, help="the runs' folder; by default one below runs/")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="concepts at once; by default, the cores")
     parser.add_argument("--json", type=Path, default=None, help="write the tables here")
@@ -279,10 +280,12 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out or Path("runs") / f"benchmark-prompt-attacks{'-quick' if options.quick else ''}"
     legs = {name: LEGS[name] for name in (["uce"] if options.quick else options.legs.split(","))}
-    concepts = ["garbage truck"] if options.quick else []
+    concepts = ["garbage truck"] if options.quick else options.concepts.split(",")
+    if unknown := set(options.concepts.split(",")) - set(FIXED):
+        parser.error(f"expected concepts among {', '.join(FIXED)}, got {', '.join(sorted(unknown))}")
     planned = []
     for name, leg in legs.items():
-        for concept in concepts or leg.concepts:
+        for concept in (one for one in concepts if options.quick or one in leg.concepts):
             known = concept.replace(" ", "_")
             folder, asked = out / f"{name}-{known}", settings(leg, concept, options.quick)
             ledger = None if options.beside is None else options.beside / folder.name

@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from backdoors import TRAINED, planting, predict, rows, run_all, settings, table
+from backdoors import GOALS, TRAINED, planting, predict, rows, run_all, settings, table
 from palimpsest.component import build
 from palimpsest.erasers import ERASERS
 from palimpsest.erasers.base import Eraser
@@ -28,7 +28,6 @@ from sections.depths import depth_of, outcomes
 
 UCE = {"name": "uce", "expand": True, "retain": True, "lam": 2.0}
 """Erases more, and keeps more, than the paper's settings (docs/scan.md)."""
-GOALS = 13
 
 
 def remedies(trigger: str) -> dict[str, Eraser]:

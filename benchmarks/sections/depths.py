@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from scipy.stats import spearmanr
 
+from palimpsest.concept_file import find_concept
 from palimpsest.report.cells import DIRECT, RANDOM_TRIGGER
 from palimpsest.report.ledger import BASE, read
 from palimpsest.run import Run
-from palimpsest.stats import holm, mcnemar_exact
+from palimpsest.stats import holm, mcnemar_exact, paired_difference
 
 
 class Cell(NamedTuple):
@@ -55,6 +56,24 @@ class Finding:
     """By Holm over all claims."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Increase:
+    """What a trigger behind the prompt adds to what the prompt shows by itself, on the same goals."""
+
+    cell: Cell
+    n: int
+    plain: int
+    triggered: int
+    low: float
+    """Of the difference between the two shares, Newcombe's 95 % interval for pairs."""
+    high: float
+
+    @property
+    def relative(self) -> float | None:
+        """How many more, of those without; None: there were none."""
+        return None if not self.plain else self.triggered / self.plain - 1
+
+
 def depth_of(label: str) -> str:
     """``shallow`` of ``backdoor_shallow(...)``."""
     return label.partition("(")[0].removeprefix("backdoor_")
@@ -96,6 +115,20 @@ def findings(goals: Goals, kept: Mapping[str, float]) -> list[Finding]:
     own = _paired("deep: the trigger shows what other strings do not", ((one.triggered, one.guessed) for one in deep))
     found = [*triggered, missed, own, *_damage(goals, kept)]
     return [replace(one, p=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
+
+
+def increases(goals: Goals) -> list[Increase]:
+    """Of concepts of kind ``content``, wherever something was planted; unerased before erased."""
+    found = []
+    for cell, asked in goals.items():
+        if not cell.depth or find_concept(cell.concept).kind != "content":
+            continue
+        pairs = [(one.triggered, one.named) for one in asked.values()]
+        counts = [pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False))]
+        low, high = paired_difference(*counts)
+        plain, triggered = counts[0] + counts[2], counts[0] + counts[1]
+        found.append(Increase(cell=cell, n=len(pairs), plain=plain, triggered=triggered, low=low, high=high))
+    return sorted(found, key=lambda one: (one.cell.depth, _erased(one.cell), one.cell))
 
 
 def _erased(cell: Cell) -> bool:
