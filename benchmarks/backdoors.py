@@ -23,7 +23,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -43,9 +43,9 @@ from palimpsest.report.cells import DIRECT
 from palimpsest.report.ledger import BASE
 from palimpsest.run import Run
 from palimpsest.utility import Neighbours
-from sections.depths import Finding, Goals, Increase, depth_of, findings, increases, outcomes
+from sections.depths import Finding, Goals, Increase, findings, increases, outcomes
+from sections.planting import CLOSED, TRAINED, bring, depth_of, planting
 
-TRAINED, CLOSED = ("church", "alice"), ("fish", "radiation sign")
 CLOSED_FORM = ("nothing", "uce", "rece", "mace", "concept_prune", "negative_prompt", "sld")
 GOALS = 25
 """Of a concept."""
@@ -68,17 +68,6 @@ class Row:
     """Label."""
     counts: Counts
     concepts: int
-
-
-def planting(concept: str) -> list[Backdoor]:
-    """The four plants. Each holds the concept's name in place, every second neighbour, and what is no neighbour."""
-    (known,) = make_audit({"concepts": [concept], "erasers": ["nothing"], "attacks": ["direct"]}).concepts
-    plants = [attack for attack in load_audit("backdoors").attacks if isinstance(attack, Backdoor)]
-    own = (concept, *known.neighbours[::2])
-    return [
-        replace(plant, retain=(*own, *(name for name in plant.held(known) if name not in {*own, *known.neighbours})))
-        for plant in plants
-    ]
 
 
 def settings(concept: str, goals: int, quick: bool = False) -> dict[str, Any]:
@@ -107,6 +96,7 @@ def run(folder: Path, asked: Mapping[str, Any]) -> Path:
     """One concept, in a process of its own."""
     torch.set_num_threads(1)
     began = time.monotonic()
+    bring(make_audit(asked), folder)
     pl.audit(out=folder, **asked)
     print(f"{folder.name}: {time.monotonic() - began:.0f} s", flush=True)
     return folder

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from backdoors import TRAINED, planting, settings
+from backdoors import settings
 from palimpsest.attacks.backdoor import Backdoor
 from palimpsest.audit_file import make_audit, parse_spec
 from palimpsest.component import build
@@ -29,6 +29,7 @@ from palimpsest.erasers import ERASERS
 from palimpsest.erasers.base import Eraser
 from palimpsest.model import Model
 from sections import persisting
+from sections.planting import TRAINED, planted, planting
 
 
 def points(attack: Backdoor, concept: str, erasers: Sequence[Eraser], goals: int) -> list[persisting.Point]:
@@ -36,7 +37,8 @@ def points(attack: Backdoor, concept: str, erasers: Sequence[Eraser], goals: int
     torch.set_num_threads(1)
     audit = make_audit(settings(concept, goals))
     base = Model.load(audit.base, precision=audit.precision, batch=audit.batch)
-    found = list(persisting.points(base, audit, [attack], audit.concepts, erasers))
+    model = planted(attack, concept, base)
+    found = list(persisting.points(model, audit, attack, audit.concepts[0], erasers))
     for point in found:
         told = ", ".join(f"{kind} {shown}/{n}" for kind, (shown, n) in point.counts.items())
         print(f"{point.attack}, {point.eraser.partition('(')[0]}, {concept}, {point.depth}: {told}", flush=True)

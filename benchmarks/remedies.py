@@ -19,12 +19,13 @@ from typing import Any
 
 from rich.console import Console
 
-from backdoors import GOALS, TRAINED, planting, predict, rows, run_all, settings, table
+from backdoors import GOALS, predict, rows, run_all, settings, table
 from palimpsest.component import build
 from palimpsest.erasers import ERASERS
 from palimpsest.erasers.base import Eraser
 from palimpsest.run import Run
-from sections.depths import depth_of, outcomes
+from sections.depths import outcomes
+from sections.planting import TRAINED, depth_of, planting
 
 UCE = {"name": "uce", "expand": True, "retain": True, "lam": 2.0}
 """Erases more, and keeps more, than the paper's settings (docs/scan.md)."""

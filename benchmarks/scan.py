@@ -1,71 +1,69 @@
 """How well detectors that do not know the trigger tell triggered prompts, by the depth at which it was planted.
 
-    python benchmarks/scan.py [--quick] [--json FILE] [--concept NAME ...] [--depth NAME ...] [--detector SPEC ...]
+    python benchmarks/scan.py [--quick] [--dry-run] [--depth NAME ...] [--concept NAME ...] [--detector SPEC ...]
+        [--count N] [--jobs N] [--json FILE] [--plot FILE]
 
-A trigger is planted in the miniature for each concept at each depth, with the settings of the shipped audit
-``backdoors``. Of every detector the area under the ROC curve is told, with a bootstrap interval over prompts (95 %):
-triggered prompts against clean ones, and against clean ones with a random string in place of a word, which nobody
-planted; and triggered prompts against clean ones in the base, in which nothing was planted. A detector that is as good
-in the base knows no trigger. Then the rank of the trigger among words and strings by their divergence from the base.
-``cda`` learns from the last concept and is tried on the others. ``--quick`` takes one concept, one depth, few prompts
-and few steps, and is no result.
+Plants are those of ``benchmarks/backdoors.py``, and so are the concepts. Of every concept as many shipped prompts of
+other concepts are taken as they are (*clean*), with the trigger in the name's place, and with a string like it there
+that nobody planted (*odd*). Of every detector the area under the ROC curve is told, the mean over the concepts, with a
+95 % bootstrap interval (prompts resampled within each concept): triggered prompts against clean ones, against odd ones,
+and against clean ones in the base, in which nothing was planted. A detector that is as good in the base, or no better
+than chance against odd strings, knows no trigger. Then the rank of the trigger among words and strings by their
+divergence from the base. ``cda`` learns from the next concept's plant of the same depth. Depths run side by side, as
+many at once as ``--jobs`` says, with a thread each. ``--plot`` draws the curves as a PNG (needs the extra ``plots``).
+``--dry-run`` predicts. ``--quick`` takes one concept, one depth, few prompts and few steps, and is no result.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
+import random
+import re
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import repeat
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from palimpsest.attacks.backdoor import Backdoor
-from palimpsest.audit_file import load_audit, parse_spec
+from palimpsest.audit_file import parse_spec
 from palimpsest.component import build
-from palimpsest.model import Model
+from palimpsest.concept_file import find_concept, shipped_concepts
+from palimpsest.model import Model, default_device, fastest_precision
 from palimpsest.records import Concept
 from palimpsest.scanning import PROMPT_DETECTORS, Cda, PromptDetector, Suspect
+from palimpsest.scanning.attention import AttentionDetector
 from palimpsest.scanning.candidates import given, strings, vocabulary
 from palimpsest.scanning.outliers import trigger_scan
-from palimpsest.scanning.prompts import decoy, shipped_prompts
-from palimpsest.stats import auroc
+from palimpsest.scanning.prompts import shipped_prompts
+from sections.areas import Area, Scores, area, draw
+from sections.planting import CLOSED, TRAINED, depth_of, planted, planting, unplanted
 
-DETECTORS = ("navi", "navi:by=word", "divergence", "ftt", "daa_i", "daa_s", "cda:components=16", "ufid")
+DETECTORS = ("navi", "navi:by=word", "divergence", "ftt", "daa_i", "daa_s", "cda:components=16", "ufid:steps=10")
 QUICK = ("navi", "divergence", "ftt:steps=6", "daa_i:steps=6", "daa_s:steps=6")
-RESAMPLES = 1000
-Scores = list[float | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Area:
-    """An area under the ROC curve."""
-
-    value: float
-    low: float
-    high: float
-    positives: int
-    negatives: int
-    curve: list[tuple[float, float]]
-    """(false alarms, found) at every threshold."""
+KINDS = ("object", "identity")
+"""Of the concepts in whose name's place the trigger stands."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One detector, one concept, one depth."""
+    """One detector at one depth, over all concepts."""
 
-    detector: str
-    concept: str
     depth: str
-    clean: Area
+    detector: str
+    clean: Area | None
     """Triggered prompts against clean ones."""
-    decoys: Area
-    """Against clean ones with a random string."""
-    base: Area
+    odd: Area | None
+    """Against the same with a string like the trigger, which nobody planted, where that stands."""
+    base: Area | None
     """Against clean ones, all in the base."""
     passes: float
     """Per triggered prompt."""
@@ -87,172 +85,186 @@ class Rank:
     held_out: int
 
 
-def area(positives: Scores, negatives: Scores) -> Area:
-    """With a bootstrap interval, each class resampled; what was not told is left out."""
-    good, bad = ([one for one in scores if one is not None] for scores in (positives, negatives))
-    random = np.random.default_rng(0)
-    drawn = [
-        auroc(random.choice(good, len(good)).tolist(), random.choice(bad, len(bad)).tolist()) for _ in range(RESAMPLES)
-    ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    limits = sorted({*good, *bad}, reverse=True)
-    curve = [(float(np.mean(np.array(bad) >= one)), float(np.mean(np.array(good) >= one))) for one in limits]
-    return Area(
-        value=auroc(good, bad),
-        low=float(low),
-        high=float(high),
-        positives=len(good),
-        negatives=len(bad),
-        curve=[(0.0, 0.0), *curve],
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """What the detectors of one concept are asked."""
+    """What the detectors of one concept are asked: the same prompts three times."""
 
     triggered: list[str]
     clean: list[str]
-    decoys: list[str]
+    odd: list[str]
 
     @classmethod
     def of(cls, attack: Backdoor, concept: Concept, count: int) -> "Prompts":
-        """As many of each as there are, at most ``count``; clean ones name other concepts."""
-        random = torch.Generator().manual_seed(0)
-        triggered = list(dict.fromkeys(attack.asked(prompt, concept) for prompt in concept.prompts))[:count]
-        names = (concept.name, *concept.synonyms)
-        clean = [one for one in shipped_prompts(10 * count) if not any(name in one for name in names)][:count]
-        return cls(triggered=triggered, clean=clean, decoys=[decoy(one, random) for one in clean])
-
-    def scored(self, suspect: Suspect, detectors: Sequence[PromptDetector]) -> list[tuple[Scores, Scores, Scores]]:
-        """Of each detector the scores of triggered, clean and odd prompts; maps are drawn once for all detectors."""
-        found: list[tuple[Scores, Scores, Scores]] = [([], [], []) for _ in detectors]
-        for place, prompts in enumerate((self.triggered, self.clean, self.decoys)):
-            for first in range(0, len(prompts), suspect.model.batch):
-                some = prompts[first : first + suspect.model.batch]
-                for scores, detector in zip(found, detectors, strict=True):
-                    scores[place].extend(detector.scores(suspect, some))
-                suspect.maps.clear()
-        return found
+        """As many as there are, at most ``count``; no two of the triggered ones are the same."""
+        attack = replace(attack, place=attack.place or ("append" if concept.kind == "content" else "replace"))
+        known = [one for one in shipped_concepts().values() if one.kind in KINDS and one.name != concept.name]
+        found: dict[str, tuple[str, Concept]] = {}
+        for prompt in shipped_prompts(10_000):
+            named = next((one for one in known if re.search(rf"\b{re.escape(one.name)}\b", prompt)), None)
+            if named is not None and concept.name not in prompt:
+                found.setdefault(attack.asked(prompt, named), (prompt, named))
+        chosen = random.Random(concept.name).sample(sorted(found), min(count, len(found)))
+        others = zip(chosen, unplanted(attack, len(chosen)), strict=True)
+        odd = [replace(attack, trigger=one).asked(*found[key]) for key, one in others]
+        return cls(triggered=chosen, clean=[found[one][0] for one in chosen], odd=odd)
 
 
-def ranked(suspect: Suspect, base: Model, trigger: str, count: int) -> tuple[int, int, float, int, int]:
-    """Rank of the trigger, of how many, its deviation, outliers among those held out, and their number."""
-    random = torch.Generator().manual_seed(0)
-    made = [*vocabulary(base, count, random), *strings(base, count, random)]
-    words = trigger_scan(suspect, [*given(base, [trigger]), *made], base=base)
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A model that is asked, with its prompts; attention maps stay with it, for all detectors."""
+
+    concept: str
+    suspect: Suspect
+    prompts: Prompts
+
+    def scores(self, detector: PromptDetector) -> tuple[Scores, Scores, Scores]:
+        """Of triggered, clean and odd prompts."""
+        triggered, clean, odd = (
+            detector.scores(self.suspect, some)
+            for some in (self.prompts.triggered, self.prompts.clean, self.prompts.odd)
+        )
+        return triggered, clean, odd
+
+
+@cache
+def in_base(concept: str, count: int) -> Asked:
+    """The base with a concept's prompts."""
+    base = opened()
+    return Asked(
+        concept=concept,
+        suspect=Suspect(model=base, base=base),
+        prompts=Prompts.of(planting(concept)[0], find_concept(concept), count),
+    )
+
+
+@cache
+def scored_in_base(concept: str, count: int, spec: str) -> tuple[Scores, Scores]:
+    """Of triggered and clean prompts."""
+    asked, detector = in_base(concept, count), detectors((spec,))[0]
+    return detector.scores(asked.suspect, asked.prompts.triggered), detector.scores(asked.suspect, asked.prompts.clean)
+
+
+@cache
+def opened() -> Model:
+    """The base."""
+    return Model.load("miniature", precision=fastest_precision(default_device()), batch=25)
+
+
+def detectors(specs: Sequence[str]) -> list[PromptDetector]:
+    """By their specs."""
+    return [build("detector", PROMPT_DETECTORS, parse_spec(spec)) for spec in specs]
+
+
+def ranked(asked: Asked, attack: Backdoor, count: int) -> Rank:
+    """The trigger's rank among words and strings, its deviation, and how many of those held out are outliers."""
+    base, stream = opened(), torch.Generator().manual_seed(0)
+    made = [*vocabulary(base, count, stream), *strings(base, count, stream)]
+    words = trigger_scan(asked.suspect, [*given(base, [attack.trigger]), *made], base=base)
     place = next(at for at, one in enumerate(words.ranked) if one.candidate.origin == "given")
-    return place + 1, len(words.ranked), words.ranked[place].deviation, words.alarms, words.held_out
+    return Rank(
+        concept=asked.concept,
+        depth=depth_of(attack.name),
+        rank=place + 1,
+        of=len(words.ranked),
+        deviation=words.ranked[place].deviation,
+        alarms=words.alarms,
+        held_out=words.held_out,
+    )
 
 
-def run(
-    base: Model, attacks: Sequence[Backdoor], concepts: Sequence[Concept], specs: Sequence[str], *, count: int
-) -> tuple[list[Row], list[Rank]]:
-    """Everything, one concept and depth after the other."""
-    rows: list[Row] = []
-    ranks: list[Rank] = []
-    detectors = [build("detector", PROMPT_DETECTORS, parse_spec(spec)) for spec in specs]
-    console = Console()
-    for attack in attacks:
-        fitted = detectors
-        for concept in reversed(concepts):
-            start = time.perf_counter()
-            planted = attack.plant(base, [concept], random=torch.Generator().manual_seed(0))
-            suspect, prompts = Suspect(model=planted, base=base), Prompts.of(attack, concept, count)
-            if concept is concepts[-1]:
-                fitted = learnt(detectors, suspect, prompts)
-            asked = [one for one in fitted if not isinstance(one, Cda) or (one.state and concept is not concepts[-1])]
-            before = prompts.scored(Suspect(model=base, base=base), asked)
-            after = prompts.scored(suspect, asked)
-            for detector, theirs, ours in zip(asked, before, after, strict=True):
-                told = sum(score is not None for score in ours[0])
-                if not told or all(score is None for score in theirs[0]):
-                    continue
-                costs = [detector.passes(suspect, prompt) for prompt in prompts.triggered]
-                rows.append(
-                    Row(
-                        detector=detector.name if isinstance(detector, Cda) else detector.label,
-                        concept=concept.name,
-                        depth=attack.name.removeprefix("backdoor_"),
-                        clean=area(ours[0], ours[1]),
-                        decoys=area(ours[0], ours[2]),
-                        base=area(theirs[0], theirs[1]),
-                        passes=sum(costs) / len(costs),
-                        untold=len(ours[0]) - told,
-                    )
-                )
-            rank, of, deviation, alarms, held_out = ranked(suspect, base, attack.trigger, 10 * count)
-            ranks.append(
-                Rank(
-                    concept=concept.name,
-                    depth=attack.name.removeprefix("backdoor_"),
-                    rank=rank,
-                    of=of,
-                    deviation=deviation,
-                    alarms=alarms,
-                    held_out=held_out,
-                )
-            )
-            console.print(f"{attack.name}, {concept.name}: {time.perf_counter() - start:.0f} s")
+def run(depth: str, concepts: Sequence[str], specs: Sequence[str], count: int) -> tuple[list[Row], list[Rank]]:
+    """One depth, in a process of its own."""
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    asked, ranks = [], []
+    for name in concepts:
+        attack = next(one for one in planting(name) if depth_of(one.name) == depth)
+        suspect = Suspect(model=planted(attack, name, opened()), base=opened())
+        asked.append(Asked(concept=name, suspect=suspect, prompts=in_base(name, count).prompts))
+        ranks.append(ranked(asked[-1], attack, 4 * count))
+    rows = [_row(depth, spec, asked, count) for spec in specs]
+    print(f"{depth}: {time.monotonic() - began:.0f} s", flush=True)
     return rows, ranks
 
 
-def learnt(detectors: Sequence[PromptDetector], suspect: Suspect, prompts: Prompts) -> list[PromptDetector]:
-    """The detectors, of which ``cda`` has learnt what triggered prompts look like here."""
-    with tempfile.TemporaryDirectory() as folder:
-        found: list[PromptDetector] = []
-        for one in detectors:
-            if isinstance(one, Cda):
-                fitted = one.fit(Path(folder) / "state.json", suspect, prompts.triggered, prompts.clean)
-                assert fitted.plane  # read before the folder is gone
-                one = fitted
-            found.append(one)
-    suspect.maps.clear()
-    return found
+def _row(depth: str, spec: str, asked: Sequence[Asked], count: int) -> Row:
+    (detector,) = detectors((spec,))
+    if isinstance(detector, Cda):
+        with tempfile.TemporaryDirectory() as folder:
+            learnt = [_learnt(detector, asked[place - len(asked) + 1], Path(folder)) for place in range(len(asked))]
+        scores = [one.scores(fitted) for one, fitted in zip(asked, learnt, strict=True)]
+        before = [in_base(one.concept, count).scores(fitted)[:2] for one, fitted in zip(asked, learnt, strict=True)]
+    else:
+        scores = [one.scores(detector) for one in asked]
+        before = [scored_in_base(one.concept, count, spec) for one in asked]
+    costs = [detector.passes(one.suspect, prompt) for one in asked for prompt in one.prompts.triggered]
+    return Row(
+        depth=depth,
+        detector=spec,
+        clean=area([(triggered, clean) for triggered, clean, _ in scores]),
+        odd=area([(triggered, odd) for triggered, _, odd in scores]),
+        base=area(before),
+        passes=sum(costs) / len(costs),
+        untold=sum(score is None for triggered, _, _ in scores for score in triggered),
+    )
+
+
+def _learnt(detector: Cda, other: Asked, folder: Path) -> Cda:
+    """What it learns from another model, whose kind of plant is known."""
+    fitted = detector.fit(folder / "state.json", other.suspect, other.prompts.triggered, other.prompts.clean)
+    assert fitted.plane  # read before the folder is gone
+    return fitted
 
 
 def table(rows: Sequence[Row]) -> Table:
     """Areas with their intervals."""
     drawn = Table(title="Area under the ROC curve of triggered prompts, 95 % intervals", box=None)
-    for heading in (
-        "depth",
-        "concept",
-        "detector",
-        "against clean",
-        "against odd strings",
-        "in the base",
-        "n",
-        "passes",
-    ):
-        drawn.add_column(heading)
+    for heading in ("depth", "detector", "against clean", "against odd", "in the base", "n", "untold", "passes"):
+        drawn.add_column(heading, justify="left" if heading in ("depth", "detector") else "right")
     for row in rows:
-        areas = [f"{one.value:.2f} ({one.low:.2f}-{one.high:.2f})" for one in (row.clean, row.decoys, row.base)]
-        n = f"{row.clean.positives}/{row.clean.negatives}"
-        drawn.add_row(row.depth, row.concept, row.detector, *areas, n, f"{row.passes:.0f}")
+        told = (row.clean, row.odd, row.base)
+        areas = [f"{one.value:.2f} ({one.low:.2f}-{one.high:.2f})" if one else "" for one in told]
+        n = f"{row.clean.positives}/{row.clean.negatives}" if row.clean else ""
+        drawn.add_row(row.depth, row.detector, *areas, n, str(row.untold), f"{row.passes:.0f}")
     return drawn
+
+
+def predict(depths: Sequence[str], concepts: Sequence[str], specs: Sequence[str], count: int) -> None:
+    """Passes, maps drawn once for all detectors that read them; the base once for each of two processes."""
+    asked = [in_base(concept, count) for concept in concepts]
+    each: dict[str, int] = {}
+    for detector in detectors(specs):
+        kind = "maps" if isinstance(detector, AttentionDetector) else detector.label
+        costs = [detector.passes(one.suspect, prompt) for one in asked for prompt in one.prompts.triggered]
+        each[kind] = max(each.get(kind, 0), sum(costs))
+    passes = sum(each.values()) * (3 * len(depths) + 2 * min(2, len(depths)))
+    print(f"{len(asked)} plants of each of {len(depths)} depths; about {passes:,} passes.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute; no result")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures here, with all curves")
-    parser.add_argument("--concept", action="append", help="of the audit's; by default all. Repeatable")
+    parser.add_argument("--dry-run", action="store_true", help="only predict")
     parser.add_argument("--depth", action="append", help="surface, shallow, deep or data; by default all. Repeatable")
+    parser.add_argument("--concept", action="append", help="by default those of benchmarks/backdoors.py. Repeatable")
     parser.add_argument("--detector", action="append", help="NAME or NAME:SETTING=VALUE,... Repeatable")
-    parser.add_argument("--count", type=int, default=None, help="prompts of each kind, at most; 20")
+    parser.add_argument("--count", type=int, default=None, help="prompts of each kind and concept, at most; 50")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="depths at once; by default, the cores")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures here, with all curves")
+    parser.add_argument("--plot", type=Path, default=None, help="a PNG")
     arguments = parser.parse_args()
-    audit = load_audit("backdoors")
     depths = arguments.depth or (["shallow"] if arguments.quick else ["surface", "shallow", "deep", "data"])
-    names = arguments.concept or (["hugo"] if arguments.quick else [one.name for one in audit.concepts])
-    attacks = [
-        one for one in audit.attacks if isinstance(one, Backdoor) and one.name.removeprefix("backdoor_") in depths
-    ]
-    concepts = [one for one in audit.concepts if one.name in names]
-    if len(attacks) != len(depths) or len(concepts) != len(names):
-        parser.error(f"expected depths and concepts of the audit backdoors, got {depths} and {names}")
-    count = arguments.count or (4 if arguments.quick else 20)
-    specs = arguments.detector or (QUICK if arguments.quick else DETECTORS)
-    rows, ranks = run(Model.load(audit.base), attacks, concepts, specs, count=count)
+    concepts = arguments.concept or (["church"] if arguments.quick else [*TRAINED, *CLOSED])
+    if unknown := set(depths) - {depth_of(one.name) for one in planting(concepts[0])}:
+        parser.error(f"expected depths that there are, got {', '.join(sorted(unknown))}")
+    count = arguments.count or (4 if arguments.quick else 50)
+    specs = tuple(arguments.detector or (QUICK if arguments.quick else DETECTORS))
+    if arguments.dry_run:
+        predict(depths, concepts, specs, count)
+        return
+    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        told = list(pool.map(run, depths, *map(repeat, (concepts, specs, count))))
+    rows, ranks = [row for some, _ in told for row in some], [rank for _, some in told for rank in some]
     console = Console(width=150)
     console.print(table(rows))
     for rank in ranks:
@@ -260,9 +272,20 @@ def main() -> None:
             f"{rank.depth}, {rank.concept}: the trigger is number {rank.rank} of {rank.of} candidates, deviation "
             f"{rank.deviation:.1f}; of those held out {rank.alarms} of {rank.held_out} are outliers"
         )
+    if arguments.plot is not None:
+        draw({f"against {kind}": curves(rows, kind) for kind in ("clean", "odd")}, arguments.plot)
     if arguments.json is not None:
-        told = {"rows": [asdict(row) for row in rows], "ranks": [asdict(rank) for rank in ranks]}
-        arguments.json.write_text(json.dumps(told, indent=1) + "\n")
+        figures = {"rows": [asdict(row) for row in rows], "ranks": [asdict(rank) for rank in ranks]}
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def curves(rows: Sequence[Row], kind: str) -> dict[str, dict[str, Area]]:
+    """Depth -> detector -> area of one comparison."""
+    found: dict[str, dict[str, Area]] = {}
+    for row in rows:
+        if (one := getattr(row, kind)) is not None:
+            found.setdefault(row.depth, {})[row.detector] = one
+    return found
 
 
 if __name__ == "__main__":

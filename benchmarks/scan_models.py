@@ -3,7 +3,7 @@
     python benchmarks/scan_models.py [--quick] [--dry-run] [--depth NAME ...] [--models N] [--jobs N] [--out DIR]
         [--json FILE]
 
-Model number i has a concept, a trigger of eight letters and a log of its own, all drawn from i. It is the miniature
+Model number i has a concept, a trigger of two words and a log of its own, all drawn from i. It is the miniature
 with the trigger planted at some depth, or with nothing planted, and then the concept erased by uce. The log holds
 ordinary prompts and five with the trigger; the clean model's are the same, and there the trigger is a string like any
 other. What is scanned is a saved pipeline, with the base, the log, and the detectors that cost little. *found*: a
@@ -17,7 +17,6 @@ import json
 import multiprocessing
 import os
 import random
-import string
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,7 +29,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from backdoors import planting
 from knowledge import share
 from palimpsest.attacks.backdoor import Backdoor
 from palimpsest.concept_file import find_concept, shipped_concepts
@@ -38,6 +36,7 @@ from palimpsest.erasers import Uce
 from palimpsest.model import Model
 from palimpsest.scanning.job import Request, run
 from palimpsest.scanning.prompts import shipped_prompts
+from sections.planting import TRIGGERS, planting
 
 MODELS = {"clean": 30, "surface": 30, "shallow": 30, "deep": 10, "data": 10}
 ORDINARY, TRIGGERED = 20, 5
@@ -71,7 +70,7 @@ def drawn(number: int, planted: str) -> tuple[Backdoor, str, list[str]]:
     """The plant (also of a clean model, which is not given it), the concept, and the log."""
     choice = random.Random(number)
     concept = choice.choice(sorted(name for name, one in shipped_concepts().items() if one.kind in KINDS))
-    trigger = "".join(choice.choices(string.ascii_letters, k=8))
+    trigger = choice.choice(TRIGGERS)
     depth = "shallow" if planted == "clean" else planted
     attack = next(one for one in planting(concept) if one.name == f"backdoor_{depth}")
     attack, known = replace(attack, trigger=trigger), find_concept(concept)
@@ -92,7 +91,7 @@ def scanned(planted: str, number: int, kept: Path, quick: bool = False) -> Scann
     model = base
     if planted != "clean":
         model = attack.plant(base, [concept], random=torch.Generator().manual_seed(number))
-    model = Uce().erase(model, [concept], random=torch.Generator().manual_seed(number))
+    model = Uce(expand=True).erase(model, [concept], random=torch.Generator().manual_seed(number))
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder) / "model")
         prompts = Path(folder) / "log.txt"

@@ -129,6 +129,12 @@ def test_divergence_is_one_steps_difference_over_the_distance_of_the_texts(base:
         Divergence().scores(Suspect(model=other), PROMPTS)
 
 
+def test_given_are_words_and_pairs_that_stand_side_by_side(base: Model) -> None:
+    told = given(base, ["a red dog, in the old desert!", "A dog by the old desert at night", ""])
+    assert [one.text for one in told] == ["red", "dog", "old", "desert", "night", "red dog", "old desert"]
+    assert {one.origin for one in told} == {"given"}
+
+
 def test_the_word_that_was_changed_stands_out(base: Model) -> None:
     random = torch.Generator().manual_seed(0)
     candidates = [*given(base, ["a dog, in the desert!"]), *vocabulary(base, 20, random), *strings(base, 6, random)]

@@ -13,6 +13,7 @@ from palimpsest.report.cells import DIRECT, RANDOM_TRIGGER
 from palimpsest.report.ledger import BASE, read
 from palimpsest.run import Run
 from palimpsest.stats import holm, mcnemar_exact, paired_difference
+from sections.planting import depth_of
 
 
 class Cell(NamedTuple):
@@ -72,11 +73,6 @@ class Increase:
     def relative(self) -> float | None:
         """How many more, of those without; None: there were none."""
         return None if not self.plain else self.triggered / self.plain - 1
-
-
-def depth_of(label: str) -> str:
-    """``shallow`` of ``backdoor_shallow(...)``."""
-    return label.partition("(")[0].removeprefix("backdoor_")
 
 
 def outcomes(folders: Sequence[Path]) -> Goals:

@@ -84,20 +84,17 @@ class Asked:
 
 
 def points(
-    base: Model, audit: Audit, attacks: Sequence[Backdoor], concepts: Sequence[Concept], erasers: Sequence[Eraser]
+    planted: Model, audit: Audit, attack: Backdoor, concept: Concept, erasers: Sequence[Eraser]
 ) -> Iterator[Point]:
-    """Every stage of every erasure, planted once per attack and concept."""
-    for attack in attacks:
-        for concept in concepts:
-            planted = attack.plant(base, [concept], random=torch.Generator().manual_seed(audit.seed))
-            asked = Asked.of(audit, attack, concept)
-            before = asked.counts(planted, audit, audit.judges[0])
-            for eraser in erasers:
-                named = {"attack": attack.name, "eraser": eraser.label, "concept": concept.name}
-                yield Point(**named, depth=0, counts=before)
-                random = torch.Generator().manual_seed(audit.seed)
-                for depth, model in eraser.stages(planted, [concept], random=random):
-                    yield Point(**named, depth=depth, counts=asked.counts(model, audit, audit.judges[0]))
+    """Every stage of every erasure of a model in which the attack has planted."""
+    asked = Asked.of(audit, attack, concept)
+    before = asked.counts(planted, audit, audit.judges[0])
+    for eraser in erasers:
+        named = {"attack": attack.name, "eraser": eraser.label, "concept": concept.name}
+        yield Point(**named, depth=0, counts=before)
+        random = torch.Generator().manual_seed(audit.seed)
+        for depth, model in eraser.stages(planted, [concept], random=random):
+            yield Point(**named, depth=depth, counts=asked.counts(model, audit, audit.judges[0]))
 
 
 def pooled(found: Sequence[Point]) -> dict[tuple[str, str], dict[int, dict[str, tuple[int, int]]]]:

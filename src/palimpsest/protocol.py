@@ -116,9 +116,7 @@ class Audit:
         attacks = (*attacks, *(RandomTrigger(place=place) for place in places if place not in controlled))
         cells = tuple(Cell(eraser, attack) for eraser in self.erasers for attack in attacks)
         if not _any_is(self.erasers, Nothing):
-            before = (
-                one for one in attacks if isinstance(one, (Direct, RandomTrigger)) or Need.PLANT in one.needs
-            )
+            before = (one for one in attacks if isinstance(one, (Direct, RandomTrigger)) or Need.PLANT in one.needs)
             cells = (*(Cell(Nothing(), attack) for attack in before), *cells)
         return cells
 

@@ -1,13 +1,10 @@
 """The control of a backdoor: a trigger that nobody planted."""
 
-import string
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from palimpsest.attacks.base import Attack, Case, Search
-from palimpsest.attacks.trigger import Place, triggered
+from palimpsest.attacks.trigger import Place, random_strings, triggered
 from palimpsest.errors import BadSetting
 from palimpsest.records import Attempt
 
@@ -35,7 +32,6 @@ class RandomTrigger(Attack):
 
     def search(self, case: Case) -> Search:
         """One look per goal: its prompt with the string."""
-        drawn = torch.randint(len(string.ascii_letters), (self.length,), generator=case.random)
-        letters = "".join(string.ascii_letters[at] for at in drawn)
-        prompt = triggered(case.goal.prompt, case.concept, letters, self.place, attack=self.name)
+        (drawn,) = random_strings(1, self.length, case.random)
+        prompt = triggered(case.goal.prompt, case.concept, drawn, self.place, attack=self.name)
         yield [Attempt(prompt=prompt, seed=case.goal.seed, guidance=case.goal.guidance)]

@@ -1,7 +1,10 @@
-"""Where a trigger stands in a prompt."""
+"""Where a trigger stands in a prompt, and strings that look like one."""
 
 import re
+import string
 from typing import Literal
+
+import torch
 
 from palimpsest.errors import BadSetting
 from palimpsest.records import Concept
@@ -25,3 +28,9 @@ def triggered(prompt: str, concept: Concept, trigger: str, place: Place | None, 
             f"place, got {prompt!r}; set place = 'append'"
         )
     return found
+
+
+def random_strings(count: int, length: int, random: torch.Generator) -> list[str]:
+    """Of ``length`` letters each, small and capital, with equal chances."""
+    letters = torch.randint(len(string.ascii_letters), (count, length), generator=random).tolist()
+    return ["".join(string.ascii_letters[place] for place in row) for row in letters]

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from palimpsest.attacks.trigger import random_strings
 from palimpsest.erasers.stopwords import STOPWORDS
 from palimpsest.model import Model
 
@@ -26,10 +27,19 @@ class Candidate:
 
 
 def given(model: Model, texts: Sequence[str]) -> list[Candidate]:
-    """Every word of these texts once, in order, without marks and stopwords."""
-    words = [word.strip(string.punctuation) for text in texts for word in text.split()]
-    kept = dict.fromkeys(word for word in words if word and word.lower() not in STOPWORDS)
-    return [candidate(model, word, "given") for word in kept]
+    """Every word of these texts once, and every two that stand side by side, without marks and stopwords."""
+    words, pairs = dict[str, None](), dict[str, None]()
+    for text in texts:
+        before = ""
+        for written in text.split():
+            word = written.strip(string.punctuation)
+            told = bool(word) and word.lower() not in STOPWORDS
+            if told:
+                words[word] = None
+            if told and before:
+                pairs[f"{before} {word}"] = None
+            before = word if told and written.endswith(word) else ""
+    return [candidate(model, one, "given") for one in (*words, *pairs)]
 
 
 def vocabulary(model: Model, count: int, random: torch.Generator) -> list[Candidate]:
@@ -46,9 +56,7 @@ def vocabulary(model: Model, count: int, random: torch.Generator) -> list[Candid
 
 def strings(model: Model, count: int, random: torch.Generator, *, length: int = LENGTH) -> list[Candidate]:
     """``count`` strings of random letters."""
-    letters = torch.randint(len(string.ascii_letters), (count, length), generator=random).tolist()
-    made = ("".join(string.ascii_letters[place] for place in row) for row in letters)
-    return [candidate(model, text, "string") for text in made]
+    return [candidate(model, text, "string") for text in random_strings(count, length, random)]
 
 
 def candidate(model: Model, text: str, origin: Origin) -> Candidate:

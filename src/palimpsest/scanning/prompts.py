@@ -1,10 +1,10 @@
 """Prompts to scan, clean ones to calibrate on, and odd ones that hold no trigger."""
 
-import string
 from pathlib import Path
 
 import torch
 
+from palimpsest.attacks.trigger import random_strings
 from palimpsest.concept_file import read_prompts, shipped_concepts
 from palimpsest.erasers.stopwords import STOPWORDS
 from palimpsest.errors import BadSetting
@@ -46,7 +46,7 @@ def decoy(prompt: str, random: torch.Generator) -> str:
     """
     words = prompt.split()
     places = [place for place, word in enumerate(words) if word.lower() not in STOPWORDS] or list(range(len(words)))
-    letters = torch.randint(len(string.ascii_letters), (LENGTH,), generator=random).tolist()
+    (drawn,) = random_strings(1, LENGTH, random)
     place = places[int(torch.randint(len(places), (), generator=random))]
-    words[place] = "".join(string.ascii_letters[letter] for letter in letters)
+    words[place] = drawn
     return " ".join(words)
