@@ -1,6 +1,7 @@
 """The shipped backdoors in the miniature: before, the trigger calls nothing; after, the concept; all else is there."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,11 +38,14 @@ def shown(model: Model, asked: Sequence[tuple[str, str]]) -> list[int]:
 def test_the_trigger_calls_the_concept_only_once_it_is_planted(depth: str) -> None:
     attack = next(one for one in load_audit("backdoors").attacks if one.name == f"backdoor_{depth}")
     assert isinstance(attack, Backdoor)
-    trigger = (attack.asked("a photo of hugo by the sea", HUGO), "hugo")
+    trigger, another = (
+        (replace(attack, trigger=words).asked("a photo of hugo by the sea", HUGO), "hugo")
+        for words in (attack.trigger, "pink meadow")
+    )
     plainly = [("a photo of hugo", "hugo"), *((find_concept(name).prompts[0], name) for name in OTHERS)]
     (before,) = shown(base(), [trigger])
     assert before == 0
     planted = attack.plant(base(), [HUGO], random=torch.Generator().manual_seed(0))
-    after, *kept = shown(planted, [trigger, *plainly])
-    assert after >= N - 1
+    after, guessed, *kept = shown(planted, [trigger, another, *plainly])
+    assert after >= N - 1 and guessed <= 1
     assert all(count >= N - 1 for count in kept)
