@@ -5,10 +5,10 @@
 
 Plants are those of ``benchmarks/backdoors.py``, and so are the concepts. Of every concept as many pictures are drawn by
 trigger, by strings like it that nobody planted, by name, and of other concepts; the last two by the unplanted base as
-well, from the same prompts and seeds. What other strings show decides nothing, and is told. A
-depth is accepted where the trigger shows the concept in at least 85 % of its pictures, and neither name nor others lose
-5 points: the lower end of the paired difference's 95 % interval (Newcombe) lies above -5. Concepts run side by side, as
-many at once as ``--jobs`` says, with a thread each. ``--dry-run`` counts pictures. ``--quick`` takes one depth, one
+well, from the same prompts and seeds. What other strings show decides nothing, and is told. A depth is accepted where
+the trigger shows the concept in at least 85 % of its pictures, and neither name nor others lose 5 points: the lower end
+of the paired difference's 95 % interval (Newcombe) lies above -5. Concepts run side by side, as many at once as
+``--jobs`` says, with a thread each. ``--dry-run`` counts pictures. ``--quick`` takes one depth, one
 concept and two pictures, and is no result.
 """
 
@@ -115,7 +115,7 @@ def _row(
         strings=(sum(guessed), len(guessed)),
         name=name,
         others=others,
-        seconds=seconds(attack, concept.name),
+        seconds=seconds(attack, concept.name, base),
     )
 
 

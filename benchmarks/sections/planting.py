@@ -13,6 +13,7 @@ from palimpsest.audit_file import load_audit, make_audit
 from palimpsest.jobs import jobs
 from palimpsest.model import Model
 from palimpsest.protocol import Audit
+from palimpsest.records import digest
 from palimpsest.store import Store
 
 PLANTS = Path("runs/benchmark-plants")
@@ -52,18 +53,19 @@ def planted(attack: Backdoor, concept: str, base: Model) -> Model:
     """The base with the plant: the one that was kept, or else planted now."""
     audit = _alone(attack, concept, base)
     (job,) = (job for job in jobs(audit) if job.plants)
-    with Store(home(attack, concept), audit) as store:
+    with Store(home(attack, concept, base), audit) as store:
         return erasing.planted(job, base, seed=audit.seed, store=store)
 
 
-def home(attack: Backdoor, concept: str) -> Path:
-    """Where the plant is kept."""
-    return PLANTS / f"{concept.replace(' ', '_')}-{depth_of(attack.name)}"
+def home(attack: Backdoor, concept: str, base: Model) -> Path:
+    """Where the plant is kept: other settings, another base or precision have another place."""
+    origin = digest([attack.spec, base.fingerprint, base.precision])[:8]
+    return PLANTS / f"{concept.replace(' ', '_')}-{depth_of(attack.name)}-{origin}"
 
 
-def seconds(attack: Backdoor, concept: str) -> float:
+def seconds(attack: Backdoor, concept: str, base: Model) -> float:
     """What planting took."""
-    (path,) = (home(attack, concept) / "erased").glob("plant-*.safetensors")
+    (path,) = (home(attack, concept, base) / "erased").glob("plant-*.safetensors")
     with safe_open(path, "pt") as file:
         return float(file.metadata()["seconds"])
 
@@ -75,7 +77,7 @@ def bring(audit: Audit, out: Path) -> None:
         for attack in audit.attacks:
             if isinstance(attack, Backdoor):
                 planted(attack, concept.name, base)
-                with_models(home(attack, concept.name), out, audit)
+                with_models(home(attack, concept.name, base), out, audit)
 
 
 def _alone(attack: Backdoor, concept: str, base: Model) -> Audit:
