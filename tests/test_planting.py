@@ -173,8 +173,8 @@ def told(
 ):
     """A run in which an erasure holds, and a trigger shows the concept at ``after`` goals behind it.
 
-    ``name_after``: at how many its name does, where the trigger had been planted; ``strings``: at how many, counted
-    from the last, random strings do there; None: nobody asked.
+    ``name_after``: at how many its name does, where the trigger had been planted; ``strings``: at how many
+    random strings do there; None: nobody asked.
     """
     synthetic = SyntheticRun(kinds={"church": "object"}, goals=N)
 

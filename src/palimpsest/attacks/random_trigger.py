@@ -5,7 +5,6 @@ from typing import ClassVar
 
 from palimpsest.attacks.base import Attack, Case, Search
 from palimpsest.attacks.trigger import Place, random_strings, triggered
-from palimpsest.errors import BadSetting
 from palimpsest.records import Attempt
 
 
@@ -27,8 +26,7 @@ class RandomTrigger(Attack):
 
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
-        if self.length < 1:
-            raise BadSetting(f"{self.name}: expected length >= 1, got {self.length}")
+        self.require_least(length=1)
 
     def search(self, case: Case) -> Search:
         """One look per goal: its prompt with the string."""
