@@ -252,6 +252,9 @@ def test_a_trigger_counts_for_what_it_shows_beyond_random_strings(tmp_path: Path
     assert (row["both"], row["only_attack"], row["only_control"]) == (strings, N - strings, 0)
     (verdict,) = said["verdicts"]
     assert verdict["outcome"] == "by_name_only" and says in verdict["sentence"]
+    access = {cell["attack"]: cell["access"] for cell in said["cells"]}
+    assert access["plants"] == "plant"
+    assert access["random_trigger [plant plants]"] == access["direct [plant plants]"] == "prompts"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from palimpsest.records import Goal
 from palimpsest.report.cells import CONTROLS, RANDOM_TRIGGER, attack_name, is_control
-from palimpsest.report.ledger import BASE, Key, Outcome, Run, marked
+from palimpsest.report.ledger import BASE, Key, Outcome, Run, marked, unmarked
 from palimpsest.stats import holm, mcnemar_exact
 
 ALPHA = 0.05
@@ -97,7 +97,7 @@ def control_of(attacks: Iterable[str], attack: str) -> str | None:
     """What an attack among these is compared with: of a backdoor, random strings asked in its own planted model."""
     known = sorted(attacks)
     strings = (label for label in known if attack_name(label) == RANDOM_TRIGGER)
-    own = next((label for label in strings if label == marked(label.partition(" [")[0], f"plant {attack}")), None)
+    own = next((label for label in strings if label == marked(unmarked(label), f"plant {attack}")), None)
     return own or next((label for name in CONTROLS for label in known if attack_name(label) == name), None)
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -95,7 +96,7 @@ class Run:
 
     def needs(self, attack: str) -> list[str] | None:
         """What the attacker must hold; None where the run does not say."""
-        needs = _table(_table(self.provenance.get("attacks")).get(attack)).get("needs")
+        needs = _table(_table(self.provenance.get("attacks")).get(unmarked(attack))).get("needs")
         return sorted(map(str, needs)) if isinstance(needs, list) else None
 
     @property
@@ -116,7 +117,7 @@ class Run:
     @cached_property
     def unstarted(self) -> list[Key]:
         """The cells that the run says it will fill, and in which no goal has ended yet."""
-        begun = {(key.concept, key.eraser, key.attack.partition(" [")[0]) for key in (*self.outcomes, *self.idle)}
+        begun = {(key.concept, key.eraser, unmarked(key.attack)) for key in (*self.outcomes, *self.idle)}
         told = self.provenance.get("erasers")
         erasers = {key.eraser for key in self.outcomes} | set(map(str, told) if isinstance(told, list) else ())
         return sorted(
@@ -154,6 +155,11 @@ def marked(label: str, *marks: str) -> str:
     """A label with what tells it from its namesakes off the main line."""
     there = ", ".join(mark for mark in marks if mark)
     return f"{label} [{there}]" if there else label
+
+
+def unmarked(label: str) -> str:
+    """The label without what ``marked`` put behind it."""
+    return re.split(r" \[(?:plant|revision|depth) ", label, maxsplit=1)[0]
 
 
 def read(folder: Path) -> Run:
