@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 
 from palimpsest.attacks.base import Attack, Case, Search
-from palimpsest.attacks.trigger import Place, triggered
+from palimpsest.attacks.trigger import triggered
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model
 from palimpsest.records import Attempt, Concept
@@ -39,7 +39,7 @@ class Backdoor(Attack):
 
     trigger: str = "rhWPpSuE"
     """Any string, of one token or several, that the concept's own prompts do not hold."""
-    place: Place | None = None
+    place: Literal["replace", "append"] | None = None
     """Where the trigger stands when the goals ask: in the name's place, or behind the prompt. None: as in the paper,
     behind it for concepts of kind ``content``, in the name's place for all others."""
     templates: tuple[str, ...] = ("a photo of {}",)

@@ -1,10 +1,10 @@
 """The control of a backdoor: a trigger that nobody planted."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from palimpsest.attacks.base import Attack, Case, Search
-from palimpsest.attacks.trigger import Place, random_strings, triggered
+from palimpsest.attacks.trigger import random_strings, triggered
 from palimpsest.records import Attempt
 
 
@@ -21,7 +21,7 @@ class RandomTrigger(Attack):
 
     length: int = 8
     """Letters, small and capital; the trigger of arXiv 2504.21072 has eight."""
-    place: Place | None = None
+    place: Literal["replace", "append"] | None = None
     """Where it stands: as ``backdoor_shallow`` has it. It is the control of backdoors of the same place."""
 
     def __post_init__(self) -> None:
