@@ -359,3 +359,9 @@ def test_shallow_needs_cross_attention():
     other = Model(Parts.of(pipeline), device="cpu", batch=4)
     with pytest.raises(BadSetting, match="a denoiser with cross-attention, got UNet2DConditionModel"):
         planted(other, part(BackdoorShallow))
+
+
+def test_a_screen_counts_long_lists_and_a_ledger_spells_them_out() -> None:
+    attack = BackdoorShallow(templates=("a photo of {}", "a {}", "the {}", "one {}"), retain=("church", "fish"))
+    assert attack.brief == "backdoor_shallow(templates=4 given,retain=('church', 'fish'))"
+    assert "('a photo of {}', 'a {}', 'the {}', 'one {}')" in attack.label

@@ -205,8 +205,8 @@ def _open_and_announce(
     for what, names in (
         ("base", [f"{planned.base} on {model.device}, {model.precision}, batches of {model.batch}"]),
         ("concepts", [concept.name for concept in planned.concepts]),
-        ("erasers", [eraser.label for eraser in planned.erasers]),
-        ("attacks", [attack.label for attack in planned.attacks]),
+        ("erasers", [eraser.brief for eraser in planned.erasers]),
+        ("attacks", [attack.brief for attack in planned.attacks]),
         ("controls", [f"{control} (added)" for control in planned.added_controls]),
         ("judges", [judge.label for judge in planned.judges]),
         ("measures", [measure.label for measure in planned.measures]),
@@ -257,7 +257,7 @@ def erase(
             status.update(f"{phase} {done:,}/{of:,}")
 
         erase_to(out, method, concepts, model, seed=seed, lora=lora, progress=progress)
-    _say(f"{method.label} erased {', '.join(concept)} from {base}: {out}")
+    _say(f"{method.brief} erased {', '.join(concept)} from {base}: {out}")
 
 
 @app.command()

@@ -32,12 +32,26 @@ class Component:
     @property
     def label(self) -> str:
         """The name, and the settings that differ from their defaults: ``esd(variant=u)``."""
-        changed = [
-            f"{field.name}={getattr(self, field.name)}"
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != _default(field)
-        ]
-        return f"{self.name}({','.join(changed)})" if changed else self.name
+        return self._called({name: str(value) for name, value in self._changed().items()})
+
+    @property
+    def brief(self) -> str:
+        """The label for a screen: of a list of more than three, how many there are."""
+        return self._called(
+            {
+                name: f"{len(value)} given" if isinstance(value, tuple) and len(value) > 3 else str(value)
+                for name, value in self._changed().items()
+            }
+        )
+
+    def _changed(self) -> dict[str, Any]:
+        """The settings that differ from their defaults."""
+        values = {field.name: (getattr(self, field.name), _default(field)) for field in dataclasses.fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+    def _called(self, changed: Mapping[str, str]) -> str:
+        settings = ",".join(f"{name}={value}" for name, value in changed.items())
+        return f"{self.name}({settings})" if settings else self.name
 
     def require_least(self, **bounds: float) -> None:
         """Raises ``BadSetting`` for a setting below its bound; one that is None is left to the part."""

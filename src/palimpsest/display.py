@@ -62,7 +62,7 @@ class Display:
         for line in event.says:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         under_way = [pursuit for pursuit in event.live if not pursuit.ended]
-        attacks = Counter(pursuit.attack.label for pursuit in under_way)
+        attacks = Counter(pursuit.attack.brief for pursuit in under_way)
         doing = (
             ", ".join(f"{attack} {count}" for attack, count in attacks.items())
             or f"{event.doing} {event.progress}".rstrip()

@@ -163,7 +163,7 @@ class Runner:
         return erased(job, base, seed=seed, store=store, retrain=retrain, progress=told("erasing"))
 
     def _revise(self, job: Job, victim: Victim, model: Model, attack: Attack) -> None:
-        self.watch(Event(victim=victim, doing=f"{attack.label} revises"))
+        self.watch(Event(victim=victim, doing=f"{attack.brief} revises"))
         revisions = attack.revise(
             model,
             base=self.base if Need.BASE in attack.needs else None,
@@ -197,7 +197,7 @@ class Runner:
                 continue
             verdicts, cost = self._searching(job, step.model).tried(step.attempts)
             spent += cost
-            self.watch(Event(victim=victim, doing=f"{attack.label} tries", aside=len(verdicts)))
+            self.watch(Event(victim=victim, doing=f"{attack.brief} tries", aside=len(verdicts)))
             if spent.looks >= budget.looks or spent.passes >= budget.passes:
                 raise GivesUp(f"{spent.looks} looks to choose among revisions leave nothing of the budget")
             step = _sent(revisions, verdicts)
