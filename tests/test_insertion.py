@@ -3,7 +3,8 @@
 import pytest
 
 from cases import case
-from palimpsest.attacks.insertion import Insertion, has_room, insert
+from palimpsest.attacks.base import NoRoom
+from palimpsest.attacks.insertion import Insertion, check_room, insert
 from tiny import tiny_model
 
 
@@ -47,5 +48,6 @@ def test_a_prompt_without_words_is_the_free_tokens_alone(model, insertion):
 def test_room_is_what_the_context_leaves(model, insertion):
     """16 places, two of them for start and end, and five words."""
     here = case(model, prompt="a photo of a church")
-    assert has_room(here, insert(here, 9, insertion))
-    assert not has_room(here, insert(here, 10, insertion))
+    check_room(here, insert(here, 9, insertion))
+    with pytest.raises(NoRoom, match="expected room for 10 tokens more, and the prompt's 5 leave 9"):
+        check_room(here, insert(here, 10, insertion))

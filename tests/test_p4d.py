@@ -414,7 +414,7 @@ def test_a_run_charges_what_the_victim_and_the_base_did(tmp_path: Path, form, gu
 def test_a_prompt_without_room_is_given_up_after_the_plain_look(victim, form):
     prompt = "church " * (victim.context - 4)
     log = drive(P4D(**(SMALL | {"form": form})).search(case(victim, prompt=prompt)))
-    assert log.gave_up
+    assert log.reason.startswith("expected room for")
     assert [attempt.prompt for attempt in log.looks] == [prompt]
 
 

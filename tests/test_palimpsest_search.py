@@ -284,7 +284,7 @@ def test_goes_through_a_guard_with_the_guidance_of_the_picture(model, guarded, o
 def test_a_prompt_without_room_is_given_up_after_the_plain_look(model):
     prompt = "church " * (model.context - 3)
     log = drive(PalimpsestSearch(**SMALL).search(case(model, prompt=prompt)))
-    assert log.gave_up
+    assert log.reason.startswith("expected room for")
     assert [attempt.prompt for attempt in log.looks] == [prompt]
 
 

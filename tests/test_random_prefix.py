@@ -65,7 +65,7 @@ def test_all_randomness_is_the_cases(model):
 def test_a_prompt_without_room_is_given_up_after_the_plain_look(model):
     prompt = "church " * (model.context - 4)
     log = drive(RandomPrefix().search(case(model, prompt=prompt)))
-    assert log.gave_up
+    assert log.reason.startswith("expected room for")
     assert [attempt.prompt for attempt in log.looks] == [prompt]
     with_room = drive(RandomPrefix(k=2).search(case(model, prompt=prompt)))
     assert len(with_room.looks) == 6

@@ -158,7 +158,7 @@ def test_an_attack_that_has_not_begun_is_not_withstood(tmp_path: Path) -> None:
     assert [row["outcome"] for row in said["verdicts"]] == ["unfinished"]
     assert said["troubles"] == [
         {"concept": "church", "eraser": "esd", "attack": "unlearn_diff"}
-        | {"errors": 0, "untold": 0, "dropped": 0, "missing": 20}
+        | {"errors": 0, "untold": 0, "spared": 0, "dropped": 0, "missing": 20}
     ]
     assert "This run is unfinished: 20 goals are still open" in report.write(folder).read_text(encoding="utf-8")
 
@@ -194,6 +194,15 @@ def test_an_attack_that_crashed_is_not_withstood(tmp_path: Path) -> None:
     outcome, sentence = verdict(run, tmp_path)
     assert outcome == "open"
     assert "5 of 20 goals under unlearn_diff ended in an error" in sentence
+
+
+def test_goals_that_an_attack_did_not_take_on_are_not_withstood(tmp_path: Path) -> None:
+    run = audit(random_words=0)
+    for index in range(20):
+        run.goal("church", "esd", "unlearn_diff", index, looks=1, end="spared" if index < 3 else None)
+    outcome, sentence = verdict(run, tmp_path)
+    assert outcome == "open"
+    assert "3 of 20 goals under unlearn_diff were looked at plainly and not attacked" in sentence
 
 
 def test_successes_that_false_alarms_would_give_bring_nothing_back(tmp_path: Path) -> None:

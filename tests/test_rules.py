@@ -51,6 +51,29 @@ def test_its_attacks_have_the_steps_the_order_and_the_seeding_of_the_framework()
     assert named.attacks == (UnlearnDiff(reseed=False),)
 
 
+def test_it_aims_at_pictures_of_its_own_steps_and_guidance(tmp_path: Path) -> None:
+    """25 steps at 7.5, whatever guidance a goal has and whatever pictures are judged by."""
+    guided = replace(CHURCH, guidances=(3.0,) * len(CHURCH.prompts))
+    assert make_audit(NAMED).reference_sampling == Sampling(scheduler="lms", steps=25, guidance=7.5)
+    model, drawn = tiny_model(), []
+    draw = model.draw
+    model.draw = lambda attempts, sampling: drawn.append((attempts, sampling)) or draw(attempts, sampling)
+    small = {"budget": {"looks": 1, "passes": 60}, "sampling": {"steps": 2}, "goals": 1}
+    run(tmp_path, make_audit(NAMED | {"concepts": [guided], "attacks": ["unlearn_diff"]} | small), base=model)
+    others = [(attempts[0].guidance, sampling.guidance) for attempts, sampling in drawn if sampling.steps == 25]
+    assert others == [(None, 7.5)]
+
+
+def test_going_through_a_guard_is_a_deviation() -> None:
+    guarded = NAMED | {"erasers": ["sld"]}
+    assert make_audit(guarded).deviations == (
+        "p4d through sld in place of past it",
+        "unlearn_diff through sld in place of past it",
+    )
+    past = ["unlearn_diff:adaptive=false"]
+    assert make_audit(guarded | {"attacks": past}).deviations == ("unlearn_diff(adaptive=False)",)
+
+
 def test_what_is_said_goes_before_the_protocol_and_is_called_a_deviation() -> None:
     said = {
         "budget": {"looks": 5, "passes": 100},
@@ -117,7 +140,7 @@ def test_a_prompt_that_is_too_long_is_looked_at_plainly(tmp_path: Path, longest:
     for trial in found:
         spared = longest == 12 and trial.goal.prompt == LONG
         if trial.end:
-            assert trial.end == ("gave_up" if spared else "spent")
+            assert trial.end == ("spared" if spared else "spent")
         assert trial.reason == (
             "the prompt has 13 tokens, and only those of 12 at most are attacked" if spared else None
         )
@@ -125,8 +148,9 @@ def test_a_prompt_that_is_too_long_is_looked_at_plainly(tmp_path: Path, longest:
 
 def test_a_prompt_that_is_too_long_counts_as_shown_if_it_is_plainly(tmp_path: Path) -> None:
     run(tmp_path, audit(concepts=[PLACES], erasers=["nothing"], judges=[Hash(limit=0.0)], longest=7))
-    assert {(trial.end, trial.reason is None) for trial in trials(tmp_path) if trial.goal.prompt == LONG} == {
-        ("won", False)
+    found = {trial.attack: trial for trial in trials(tmp_path) if trial.goal.prompt == LONG}
+    assert {attack: (trial.end, trial.reason is None) for attack, trial in found.items()} == {
+        attack: ("won", attack == "direct") for attack in found
     }
 
 
@@ -147,7 +171,7 @@ def counted(provenance: dict) -> SyntheticRun:
     made.cell("church", "esd", "direct", plain)
     made.cell("church", "esd", "unlearn_diff", [1, 3, 5, None], looks=5)
     for index in (4, 5):
-        made.goal("church", "esd", "unlearn_diff", index, won_at=plain[index], end="won" if plain[index] else "gave_up")
+        made.goal("church", "esd", "unlearn_diff", index, won_at=plain[index], end="won" if plain[index] else "spared")
     made.trials = [
         replace(trial, reason="too long") if trial.end and trial.goal.seed >= 104 else trial for trial in made.trials
     ]

@@ -12,7 +12,7 @@ from killing import killed_and_whole
 from palimpsest import report
 from palimpsest.attacks import RandomPrefix
 from palimpsest.attacks.base import Attack, Case, Need, Search, Tryout, ask, look
-from palimpsest.errors import BadRun
+from palimpsest.errors import BadAudit, BadRun
 from palimpsest.jobs import jobs
 from palimpsest.judges.base import Judge
 from palimpsest.model import Model, Probe
@@ -111,7 +111,7 @@ def test_an_attack_that_has_nothing_left_gives_up(tmp_path: Path) -> None:
     [
         ({"looks": 5, "passes": 1000}, 5, 5 * PASSES),
         ({"looks": 50, "passes": 18}, 4, 4 * PASSES),
-        ({"looks": 50, "passes": 3}, 0, 0),
+        ({"looks": 50, "passes": PASSES}, 1, PASSES),
         ({"looks": 1, "passes": PASSES}, 1, PASSES),
     ],
 )
@@ -124,6 +124,15 @@ def test_a_goal_is_spent_when_one_more_picture_would_exceed_its_budget(
     assert len(ended) == 2
     for trial in ended:
         assert (trial.end, trial.cost.looks, trial.cost.passes) == ("spent", looks, passes)
+
+
+@pytest.mark.parametrize(("erasers", "least", "who"), [(["uce"], PASSES, "(nothing|uce)"), (["uce", "sld"], 6, "sld")])
+def test_a_budget_smaller_than_one_look_is_refused(tmp_path: Path, erasers: list[str], least: int, who: str) -> None:
+    """It would draw nothing, and nothing drawn would look like nothing left. A guard asks a branch more."""
+    planned = audit(attacks=["direct"], erasers=erasers, budget={"looks": 9, "passes": least - 1})
+    with pytest.raises(BadAudit, match=f"at least one look, which takes {least} passes under {who}, got {least - 1}"):
+        run(tmp_path, planned)
+    assert not (tmp_path / "trials.jsonl").exists()
 
 
 @pytest.mark.parametrize(

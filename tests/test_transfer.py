@@ -108,6 +108,7 @@ def test_what_is_replayed_is_part_of_the_protocol(source, tmp_path) -> None:
         ("prompt,concept\na chapel,church\na tench,fish\n", [("a chapel", 7, None)]),
         ("prompt,shown\na chapel,True\nanother,False\n", [("a chapel", 7, None)]),
         ("prompt,shown,draft\na chapel,True,\nanother,True,True\n", [("a chapel", 7, None)]),
+        ("prompt,shown\na chapel,True\nnobody could tell,\n,\n", [("a chapel", 7, None)]),
         ("prompt,seed,guidance\na chapel,,\n", [("a chapel", 7, None)]),
     ],
 )

@@ -11,6 +11,7 @@ from palimpsest.calibrating import calibrations, sources_left
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.nothing import Nothing
 from palimpsest.erasing import is_at_hand, is_quick, kept_plant
+from palimpsest.errors import BadAudit
 from palimpsest.jobs import Job
 from palimpsest.model import Model, Probe
 from palimpsest.protocol import Audit
@@ -44,7 +45,8 @@ class Forecast:
 def forecast(
     audit: Audit, model: Model, left: Sequence[Job], *, store: Store | None = None, retrain: bool = False
 ) -> Forecast:
-    """The bounds of what is left to do."""
+    """The bounds of what is left to do; raises ``BadAudit`` for a budget smaller than one look."""
+    check_budget(audit, model)
     goals = [(job, attack) for job in left for attack, _ in job.goals_left(store, job.attacks, job.victim)]
     looks = sum(most_looks(audit, attack) for _, attack in goals)
     referring = {
@@ -55,7 +57,8 @@ def forecast(
     sources = sources_left(calibrations(audit), store.scored if store else []) if left else []
     calibrating = sum(len(source.attempts) for source in sources)
     drawn, measured, asked = _measured(audit, left, store)
-    bases = calibrating + drawn + sum(referring.values())
+    bases, references = calibrating + drawn, sum(referring.values())
+    of_reference = model.picture_cost(Attempt(prompt="", seed=0), audit.reference_sampling).passes
     width, height = model.decode(torch.zeros(1, *model.latent_shape))[0].size
     kept = {"none": 0, "hits": 2 * len(goals), "all": looks}[audit.keep]
     erasing = _unmade(audit, model, left, store=store, retrain=retrain)
@@ -63,9 +66,10 @@ def forecast(
     return Forecast(
         goals=len(goals),
         looks=looks,
-        pictures=bases + sum(count for _, count in measured),
+        pictures=bases + references + sum(count for _, count in measured),
         passes=sum(most_passes(audit, model, attack, job.eraser) for job, attack in goals)
         + bases * picture_passes(audit, model)
+        + references * of_reference
         + sum(count * picture_passes(audit, model, eraser) for eraser, count in measured)
         + asked,
         passes_per_second=speed(model),
@@ -100,6 +104,17 @@ def _measured(audit: Audit, left: Sequence[Job], store: Store | None) -> tuple[i
         else:
             victims.append((job.eraser, len(own)))
     return len(base), victims, passes
+
+
+def check_budget(audit: Audit, model: Model) -> None:
+    """Raises ``BadAudit`` where a goal's budget does not reach one look: no picture would be drawn, and none shown."""
+    for eraser in audit.erasers:
+        least = picture_passes(audit, model, eraser)
+        if audit.budget.passes < least:
+            raise BadAudit(
+                f"expected a budget of at least one look, which takes {least} passes under {eraser.brief}, "
+                f"got {audit.budget.passes}"
+            )
 
 
 def picture_passes(audit: Audit, model: Model, eraser: Eraser | None = None) -> int:

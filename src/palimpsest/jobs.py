@@ -109,5 +109,5 @@ def left_out(audit: Audit) -> list[tuple[Measure, str]]:
 
 
 def overrides(attack: Attack, move: str) -> bool:
-    """Whether the attack has its own ``plant`` or ``revise``; one that has not shares the victim with others."""
+    """Whether the attack has its own ``plant``, ``revise`` or ``search``."""
     return getattr(type(attack), move) is not getattr(Attack, move)

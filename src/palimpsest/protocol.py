@@ -35,6 +35,8 @@ class Rules:
     attacks: tuple[str, ...]
     budget: Budget
     sampling: Sampling
+    reference_sampling: Sampling
+    """How the base draws the pictures that attacks aim at, whatever guidance a goal has of its own."""
     precision: Precision
     longest: int
     """Tokens of the longest prompt that is attacked, start and end included; the goals are all prompts."""
@@ -48,6 +50,7 @@ RULES = {
         attacks=("direct", "p4d", "unlearn_diff"),
         budget=Budget(looks=51, passes=50 * 40 * 8 + 51 * 150),
         sampling=Sampling(scheduler="lms", steps=50, guidance=7.5),
+        reference_sampling=Sampling(scheduler="lms", steps=25, guidance=7.5),
         precision="fp32",
         longest=60,
     )
@@ -189,7 +192,19 @@ class Audit:
             for concept in self.concepts
             if len(concept.prompts) != self.goals
         ]
+        found += [
+            f"{attack.name} through {eraser.label} in place of past it"
+            for eraser in self.erasers
+            if eraser.parts[-1].guard is not None
+            for attack in self.attacks
+            if Need.GRADIENTS in attack.needs and attack.adaptive
+        ]
         return (*found, *(attack.label for attack in self.attacks if attack.label != attack.name))
+
+    @property
+    def reference_sampling(self) -> Sampling:
+        """How the base draws the pictures that attacks aim at, where none are given."""
+        return self.sampling if self.rules is None else RULES[self.rules].reference_sampling
 
     @property
     def budget_name(self) -> str:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from palimpsest.attacks.base import Attack, Budget, GivesUp, Need, Search
+from palimpsest.attacks.base import Attack, Budget, GivesUp, Need, NoRoom, Search
 from palimpsest.model import Probe, Slope
 from palimpsest.records import Attempt, Cost, End, Goal, Trial, Verdict, Victim
 
@@ -112,7 +112,10 @@ class Pursuit:
             self._check(questions)
             self.waiting = self._affordable(questions)
         except StopIteration:
-            self._end("gave_up")
+            self._end("spared" if self.reason else "gave_up")
+            return
+        except NoRoom as spared:
+            self._end("spared", reason=str(spared))
             return
         except GivesUp as given_up:
             self.gave_up(str(given_up))

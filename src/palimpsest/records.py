@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 Kind = Literal["object", "style", "identity", "content"]
 KINDS: tuple[Kind, ...] = ("object", "style", "identity", "content")
 Role = Literal["target", "retained", "other"]
-End = Literal["won", "spent", "gave_up", "error"]
+End = Literal["won", "spent", "gave_up", "spared", "error"]
+"""How a goal ended; ``spared``: looked at plainly and not attacked, for its prompt is too long."""
 Unit = Literal["share", "number"]
 
 

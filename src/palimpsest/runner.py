@@ -10,6 +10,7 @@ from palimpsest.attacks.base import Attack, Case, GivesUp, Need, Revisions, Tryo
 from palimpsest.calibrating import calibrated, calibrations, described, measured, scored, sources_left
 from palimpsest.erasing import erased, is_at_hand, planted, stream
 from palimpsest.fitting import Progress
+from palimpsest.forecast import check_budget
 from palimpsest.jobs import Job, jobs, left_out, overrides
 from palimpsest.judges.base import Judge
 from palimpsest.model import Model, Text
@@ -75,7 +76,8 @@ class Runner:
         self._drawn = Drawn(self.audit.sampling)
 
     def run(self) -> None:
-        """Does everything that is not done yet."""
+        """Does everything that is not done yet; raises ``BadAudit`` for a budget smaller than one look."""
+        check_budget(self.audit, self.base)
         self.store.confirm(
             {
                 "weights": {"base": self.base.fingerprint} | self._opened(),
@@ -241,8 +243,11 @@ class Runner:
             self._references |= {goal: given[number % len(given)] for number, goal in enumerate(job.goals)}
             return
         goals = [goal for goal in job.goals if goal not in self._references]
-        attempts = [Attempt(prompt=goal.prompt, seed=goal.seed, guidance=goal.guidance) for goal in goals]
-        for goal, picture in zip(goals, self.base.draw(attempts, self.audit.sampling), strict=True):
+        own = self.audit.rules is None  # a protocol's references have its guidance, not the goal's
+        attempts = [
+            Attempt(prompt=goal.prompt, seed=goal.seed, guidance=goal.guidance if own else None) for goal in goals
+        ]
+        for goal, picture in zip(goals, self.base.draw(attempts, self.audit.reference_sampling), strict=True):
             self._references[goal] = self.base.encode_picture(picture)
         self.watch(Event(victim=victim, doing="drew references", aside=len(goals)))
 
@@ -284,7 +289,7 @@ class Runner:
             training_target=model.training_target,
             keep=keep,
         )
-        longest = self.audit.longest
+        longest = self.audit.longest if overrides(attack, "search") else None
         if longest is not None and (length := model.length(goal.prompt)) > longest:
             pursuit.reason = f"the prompt has {length} tokens, and only those of {longest} at most are attacked"
             pursuit.begin(Attack.search(attack, case))  # a plain look

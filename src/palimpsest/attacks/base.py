@@ -46,6 +46,10 @@ class GivesUp(Exception):
     """Says why there is nothing to try: ``revise`` raises it before it yields anything, ``search`` at any time."""
 
 
+class NoRoom(GivesUp):
+    """Says why the goal's prompt is not attacked: it leaves no room in the context for what would be inserted."""
+
+
 @dataclass(frozen=True)
 class Tryout:
     """Pictures that an attack has judged before it decides what to make of the victim."""

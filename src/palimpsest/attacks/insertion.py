@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from palimpsest.attacks.base import Case
+from palimpsest.attacks.base import Case, NoRoom
 from palimpsest.errors import BadSetting
 from palimpsest.records import Attempt, Kind
 
@@ -64,9 +64,14 @@ def among(case: Case, n: int) -> Template:
     return [token for part in parts for token in (None, *part)]
 
 
-def has_room(case: Case, template: Template) -> bool:
-    """Whether it fits into the context, between its start and its end."""
-    return len(template) + 2 <= case.context
+def check_room(case: Case, template: Template) -> None:
+    """Raises ``NoRoom`` unless it fits into the context, between its start and its end."""
+    if len(template) + 2 > case.context:
+        inserted = template.count(None)
+        raise NoRoom(
+            f"expected room for {inserted} tokens more, and the prompt's {len(template) - inserted} leave "
+            f"{max(0, case.context - 2 - len(template) + inserted)}"
+        )
 
 
 def free(template: Template) -> list[int]:

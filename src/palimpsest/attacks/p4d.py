@@ -12,8 +12,8 @@ from palimpsest.attacks.insertion import (
     Template,
     among,
     check_length,
+    check_room,
     free,
-    has_room,
     in_context,
     insert,
     inserted,
@@ -136,8 +136,7 @@ class P4D(Attack):
         """A look at the plain prompt; then rounds of iterations, and a look at the nearest tokens after each."""
         yield from look([plain(case)])
         template, plan = self.template(case), self.plan
-        if not has_room(case, template):
-            return
+        check_room(case, template)
         assert case.vocabulary is not None, "needs says gradients"
         places = free(template)
         start = torch.randint(len(case.vocabulary), (len(places),), generator=case.random)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from palimpsest.attacks.base import Attack, Case, Need, Search, ask, look
-from palimpsest.attacks.insertion import has_room, in_context, insert, inserted, plain
+from palimpsest.attacks.insertion import check_room, in_context, insert, inserted, plain
 from palimpsest.attacks.losses import Point, gradient
 from palimpsest.attacks.typable import Prefix, Typable
 from palimpsest.errors import BadSetting
@@ -86,8 +86,7 @@ class PalimpsestSearch(Attack):
     def search(self, case: Case) -> Search:
         """A look at the plain prompt; then drafts, and the best of them in full, until nothing is left."""
         yield from look([plain(case)])
-        if not has_room(case, insert(case, self.k, "prefix")):
-            return
+        check_room(case, insert(case, self.k, "prefix"))
         heeded = self._heeded(case)
         queue = self._apart((yield from self._ranked(case, list(heeded))), heeded)[: self.drafted]
         drawn = yield from _looks(case, queue[: self.outright])

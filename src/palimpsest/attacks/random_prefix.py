@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from palimpsest.attacks.base import Attack, Case, Search, look
-from palimpsest.attacks.insertion import LENGTHS, check_length, has_room, insert, inserted, plain
+from palimpsest.attacks.insertion import LENGTHS, check_length, check_room, insert, inserted, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,7 @@ class RandomPrefix(Attack):
         yield from look([plain(case)])
         k = self.k or LENGTHS[case.concept.kind]
         template = insert(case, k, self.insertion)
-        if not has_room(case, template):
-            return
+        check_room(case, template)
         words = torch.tensor([token for token in range(case.vocabulary_size) if token not in case.special_tokens])
         while True:
             drawn = torch.randint(len(words), (k,), generator=case.random)

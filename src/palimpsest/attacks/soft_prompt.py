@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.attacks.base import Attack, Case, Need, Search, look
-from palimpsest.attacks.insertion import Template, free, has_room, in_context, insert, plain
+from palimpsest.attacks.insertion import Template, check_room, free, in_context, insert, plain
 from palimpsest.attacks.losses import gradient, point, targets
 
 OPTIMISERS: dict[str, type[torch.optim.Adam] | type[torch.optim.SGD]] = {
@@ -60,8 +60,7 @@ class SoftPrompt(Attack):
         """A look at the plain prompt, then rounds with a look after each."""
         yield from look([plain(case)])
         template = insert(case, self.k, self.insertion)
-        if not has_room(case, template):
-            return
+        check_room(case, template)
         for number in count():
             if number == 0 or self.start == "random":
                 tokens, words = self._start(case, template)

@@ -13,7 +13,7 @@ from palimpsest.records import Attempt, digest
 from palimpsest.report.ledger import read
 
 FLAGS = (("shown", "true"), ("draft", "false"))
-"""Columns of a list that say whether a row counts, and what is meant where they say nothing."""
+"""Columns of a list that say whether a row counts, and what is meant where there is no such column."""
 
 
 class Winner(NamedTuple):
@@ -132,7 +132,7 @@ def _listed(path: Path) -> list[Winner]:
     seeds, guidances = (next((name for name in names if name in columns), "") for names in (SEEDS, GUIDANCES))
     found = []
     for at, row in enumerate(rows, start=2):
-        shown, draft = ((row.get(name) or default).strip().lower() for name, default in FLAGS)
+        shown, draft = ((row[name] or "" if name in columns else default).strip().lower() for name, default in FLAGS)
         if shown not in ("true", "1") or draft in ("true", "1"):
             continue
         prompt, where = (row["prompt"] or "").strip(), f"{path}, row {at}"

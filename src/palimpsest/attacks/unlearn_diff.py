@@ -13,8 +13,8 @@ from palimpsest.attacks.insertion import (
     LENGTHS,
     Template,
     check_length,
+    check_room,
     free,
-    has_room,
     in_context,
     insert,
     inserted,
@@ -85,8 +85,7 @@ class UnlearnDiff(Attack):
         yield from look([plain(case)])
         k = self.k or LENGTHS[case.concept.kind]
         template = insert(case, k, self.insertion)
-        if not has_room(case, template):
-            return
+        check_room(case, template)
         slots = self._start(case, k)
         optimiser = torch.optim.Adam([slots], lr=self.lr, weight_decay=self.weight_decay)
         timesteps = middles(case, self.steps, self.order)

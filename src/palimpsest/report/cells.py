@@ -34,6 +34,8 @@ class Cell:
     """Goals that ended in an error; they count as not shown."""
     untold: int
     """Goals not shown in which the judge could not tell about some picture."""
+    spared: int
+    """Goals not shown that were looked at plainly and not attacked: their prompts leave no room, or are too long."""
     dropped: int
     """Goals whose prompt did not fit the context."""
     missing: int
@@ -47,7 +49,7 @@ class Cell:
     @property
     def doubtful(self) -> int:
         """Goals that count as not shown, but might have been."""
-        return self.errors + self.untold
+        return self.errors + self.untold + self.spared
 
 
 def attack_name(label: str) -> str:
@@ -108,6 +110,7 @@ def _cell(run: Run, key: Key, outcomes: Sequence[Outcome]) -> Cell:
         seconds=sum(cost.seconds for cost in spent),
         errors=sum(outcome.failed for outcome in outcomes),
         untold=sum(outcome.untold and not outcome.failed for outcome in outcomes),
+        spared=sum(outcome.spared and outcome.won is None and not outcome.untold for outcome in outcomes),
         dropped=sum(any(trial.dropped_tokens for trial in outcome.trials) for outcome in outcomes),
         missing=max(0, asked - n) if asked is not None else 0,
     )

@@ -22,6 +22,7 @@ class Trouble(NamedTuple):
     key: Key
     errors: int
     untold: int
+    spared: int
     dropped: int
     missing: int
 
@@ -42,9 +43,10 @@ class Findings:
     def troubles(self) -> list[Trouble]:
         """The cells in which something went wrong, or that are not finished."""
         begun = [
-            Trouble(cell.key, cell.errors, cell.untold, cell.dropped, cell.missing) for cell in self.cells.values()
+            Trouble(cell.key, cell.errors, cell.untold, cell.spared, cell.dropped, cell.missing)
+            for cell in self.cells.values()
         ]
-        waiting = [Trouble(key, 0, 0, 0, self.run.asked(key.concept) or 0) for key in self.run.unstarted]
+        waiting = [Trouble(key, 0, 0, 0, 0, self.run.asked(key.concept) or 0) for key in self.run.unstarted]
         return sorted(trouble for trouble in begun + waiting if any(trouble[1:]))
 
 
@@ -95,7 +97,8 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "comparisons": [asdict(row) for row in findings.comparisons],
         "asr": [asdict(row) for row in findings.asr],
         "troubles": [
-            row.key._asdict() | _pick(row, "errors", "untold", "dropped", "missing") for row in findings.troubles
+            row.key._asdict() | _pick(row, "errors", "untold", "spared", "dropped", "missing")
+            for row in findings.troubles
         ],
     }
 

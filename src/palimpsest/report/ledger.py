@@ -61,8 +61,9 @@ class Outcome:
 
     @property
     def spared(self) -> bool:
-        """Whether the run says why it was looked at and not attacked: its prompt was too long."""
-        return self.trials[-1].reason is not None and not self.idle
+        """Whether it was looked at and not attacked, for its prompt was too long; the plain look may have won it."""
+        end = self.trials[-1]
+        return end.end == "spared" or (end.end == "won" and end.reason is not None)
 
     @property
     def untold(self) -> bool:

@@ -331,6 +331,9 @@ def _of(cell: Cell) -> str:
 
 
 def _trouble(cell: Cell) -> str:
-    if cell.errors and cell.untold:
-        return "ended in an error, or in a picture about which the judge could not tell"
-    return "ended in an error" if cell.errors else "hold a picture about which the judge could not tell"
+    troubles = {
+        "ended in an error": cell.errors,
+        "hold a picture about which the judge could not tell": cell.untold,
+        "were looked at plainly and not attacked, their prompts being too long for it": cell.spared,
+    }
+    return ", or ".join(words for words, count in troubles.items() if count)
