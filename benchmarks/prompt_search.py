@@ -39,6 +39,9 @@ def variants(passes: int) -> dict[str, Attack]:
         "by the text state alone": PalimpsestSearch(rank="state"),
         "by the denoising loss": PalimpsestSearch(rank="loss"),
         "by its gradient": PalimpsestSearch(rank="gradient"),
+        "by its gradient, four timesteps and noises": PalimpsestSearch(
+            rank="gradient", at=(0.3, 0.5, 0.7, 0.9), noise="fresh"
+        ),
         "by its gradient, little noise": PalimpsestSearch(rank="gradient", at=(0.03, 0.1)),
         "two timesteps": PalimpsestSearch(at=(0.5, 0.95)),
         "fresh noise": PalimpsestSearch(noise="fresh"),

@@ -19,7 +19,7 @@ from palimpsest.runner import Runner
 from palimpsest.store import Store
 from palimpsest.utility import DiffusionClassifier
 from palimpsest.utility.base import Drawn, Erasure
-from palimpsest.utility.diffusion_classifier import Noised, classify, denoising_errors, exchanged, looks
+from palimpsest.utility.diffusion_classifier import Noised, classify, denoising_errors, exchanged, noised_at
 from scripted import CHURCH, FISH, Dampen, audit
 from tiny import tiny_model
 
@@ -35,7 +35,7 @@ def clean(model: Model) -> torch.Tensor:
 def test_probabilities_are_those_of_the_papers_equation(prediction_type) -> None:
     """Plainly: one forward at a time, with diffusers' own noise, and v turned into epsilon by hand."""
     model = tiny_model(prediction_type=prediction_type)
-    x, noised = clean(model), looks(model, 3, 2, seed=5)
+    x, noised = clean(model), noised_at(model, 3, 2, seed=5)
     assert [look.step for look in noised] == [166, 500, 833] * 2 and len({look.seed for look in noised}) == 6
     sums = []
     for prompt in PROMPTS:
@@ -58,7 +58,7 @@ def test_probabilities_are_those_of_the_papers_equation(prediction_type) -> None
 
 
 def test_the_size_of_a_batch_changes_nothing_and_only_what_is_asked_is_counted() -> None:
-    noised = looks(tiny_model(), 5, 1, seed=0)
+    noised = noised_at(tiny_model(), 5, 1, seed=0)
     found = {}
     for batch in (1, 4, 16):
         model = tiny_model(batch=batch)
@@ -79,7 +79,7 @@ def test_all_candidates_are_looked_at_through_the_same_noise() -> None:
 def test_pruning_leaves_those_of_least_error_and_saves_the_rest() -> None:
     model = tiny_model()
     prompts = [*PROMPTS, "a photo of a dog", "a photo of a cat"]
-    noised = looks(model, 6, 1, seed=0)
+    noised = noised_at(model, 6, 1, seed=0)
     whole = denoising_errors(model, clean(model), prompts, noised)
     before = model.meter
     found = classify(model, clean(model), prompts, noised, keep=(3, 2))

@@ -185,7 +185,7 @@ def test_its_access_says_that_nobody_can_type_it():
     assert SoftPrompt.needs == {Need.GRADIENTS, Need.BASE, Need.REFERENCE, Need.WORDS}
 
 
-def test_the_settings_of_its_authors():
+def test_its_defaults_are_those_of_that_package():
     attack = SoftPrompt()
     assert (attack.k, attack.iterations, attack.lr) == (1, 30, 1e-3)
     assert (attack.optimiser, attack.start, attack.insertion) == ("adam", "latest", "prefix")

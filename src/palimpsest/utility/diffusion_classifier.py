@@ -112,7 +112,7 @@ class DiffusionClassifier(Measure):
         """Whether the concept is likelier than every other candidate; the prompts are those around the attempt's."""
         model = erasure.model
         prompts = exchanged(attempt.prompt, erasure.target, rivals(erasure.target, erasure.concepts))
-        noised = looks(model, self.steps, self.noises, seed=attempt.seed)
+        noised = noised_at(model, self.steps, self.noises, seed=attempt.seed)
         found = classify(model, model.encode_picture(picture), prompts, noised, keep=self.keep)
         return bool(found[0] > found[1:].max())  # of what is no number, nothing is likelier
 
@@ -158,8 +158,8 @@ def denoising_errors(model: Model, clean: Tensor, prompts: Sequence[str], noised
     return torch.cat(errors).reshape(len(noised), len(prompts)).mT
 
 
-def looks(model: Model, steps: int, noises: int, *, seed: int) -> list[Noised]:
-    """``noises`` looks at each of the middles of ``steps`` equal parts of the schedule, seeds derived from ``seed``."""
+def noised_at(model: Model, steps: int, noises: int, *, seed: int) -> list[Noised]:
+    """``noises`` in the middle of each of ``steps`` equal parts of the schedule, with seeds derived from ``seed``."""
     times = [int((part + 0.5) * model.timesteps / steps) for part in range(steps)]
     return [
         Noised(step, int(digest([seed, "diffusion_classifier", step, number])[:8], 16))
