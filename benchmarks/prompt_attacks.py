@@ -22,6 +22,7 @@ import json
 import lzma
 import multiprocessing
 import os
+import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -179,8 +180,10 @@ def predict(asked: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """As Markdown."""
-    print(f"\n| {' | '.join(headings)} |\n|{'---|' * len(headings)}")
+    """As Markdown, numbers on the right."""
+    columns = zip(*(map(str, row) for row in rows), strict=True)
+    sides = ["--:" if all(re.fullmatch(r"[\d.,/:]*", cell) for cell in column) else "---" for column in columns]
+    print(f"\n| {' | '.join(headings)} |\n|{'|'.join(sides)}|")
     for row in rows:
         print(f"| {' | '.join(map(str, row))} |")
 
@@ -231,7 +234,9 @@ def print_live(goals: Mapping[str, Sequence[Spent]]) -> None:
     print_table(("over the live cells", "shown", *SPENDING), rows)
     if ours := goals[OURS]:
         cut = tenth(goals[UNLEARN_DIFF], ours)
-        print(f"\nCut off at {cut} passes, ours spends {spent_by(ours, cut) / len(ours):.0f} a goal.")
+        print(
+            f"\nCut off at {cut} passes each, ours spends a tenth in all, {spent_by(ours, cut) / len(ours):.0f} a goal."
+        )
 
 
 def print_comparisons(rows: Sequence[Mapping[str, Any]], where: str = "over the live cells") -> None:

@@ -130,10 +130,10 @@ def comparisons(goals: Mapping[str, Sequence[Spent]]) -> list[dict[str, Any]]:
 
     return [
         compared(
-            f"unlearn_diff in full, ours at {cut} passes a goal, a tenth of its passes",
+            f"unlearn_diff in full, ours at a tenth of its passes (each goal cut off at {cut})",
             *_marks(ours, early, theirs, ended),
         ),
-        compared(f"both at {cut} passes a goal", *_marks(ours, early, theirs, early)),
+        compared(f"both cut off at {cut} passes a goal", *_marks(ours, early, theirs, early)),
         compared("unlearn_diff, both in full", *_marks(ours, ended, theirs, ended)),
         compared("unlearn_diff, both in full, confirmed", *_marks(ours, seen_twice, theirs, seen_twice)),
         compared("random_prefix at as many looks", *_marks(ours, ended, words, ended)),
