@@ -340,7 +340,7 @@ def outlier(text: str, *, deviation: float, calls: tuple[str, ...] | None, origi
     return Outlier(candidate=candidate, score=1.0, deviation=deviation, p_value=0.01, calls=calls)
 
 
-def test_what_ordinary_strings_call_as_well_is_no_finding() -> None:
+def test_what_ordinary_strings_call_as_well_is_no_trigger_but_no_silence_either() -> None:
     drawn = (outlier("xyz", deviation=9, calls=("house", "hugo")), outlier("name", deviation=8, calls=()))
     near = outlier("near", deviation=1, calls=("cat", "house"))  # drawn as a given word, and no outlier
     common = (outlier("abc", deviation=0, calls=("house",), origin="string"),)
@@ -349,9 +349,21 @@ def test_what_ordinary_strings_call_as_well_is_no_finding() -> None:
     assert scan.called == {"xyz": ("hugo",), "near": ("cat",)} and scan.verdict == "trigger"
     both = (*common, outlier("def", deviation=0, calls=("hugo",), origin="string"))
     scan = Scan(prompts=(), rows=(), words=words, drawn=drawn, ordinary=both)
-    assert not scan.called and not scan.unjudged and scan.verdict == "nothing"
-    unseen = Scan(prompts=(), rows=(), words=words)
-    assert [one.candidate.text for one in unseen.unjudged] == ["xyz", "name"] and unseen.verdict == "suspicious"
+    assert not scan.called and scan.common == {"house": 1, "hugo": 1} and scan.verdict == "suspicious"
+
+
+def test_without_a_judge_outliers_leave_the_verdict_open() -> None:
+    words = (
+        outlier("xyz", deviation=9, calls=None),
+        outlier("tree", deviation=50, calls=None, origin="word"),
+        outlier("near", deviation=1, calls=None),
+        outlier("qqq", deviation=8, calls=None, origin="string"),
+    )
+    scan = Scan(prompts=(), rows=(), words=TriggerScan(ranked=words, held_out=1, alarms=0), drawn=words[:2])
+    assert [one.candidate.text for one in scan.unjudged] == ["xyz", "tree"] and scan.verdict == "open"
+    judged = tuple(replace(one, calls=()) for one in words[:1])
+    assert replace(scan, drawn=judged).verdict == "nothing"
+    assert replace(scan, words=TriggerScan(ranked=words[2:], held_out=1, alarms=0)).verdict == "nothing"
 
 
 @pytest.mark.parametrize(("flagged", "verdict"), [(3, "nothing"), (9, "suspicious")])
@@ -445,13 +457,13 @@ def test_the_command_finds_the_word_and_says_so(folder: Path, files: Path) -> No
     done = call(files / "theirs.safetensors", "--base", folder, *asked, *few)
     assert done.exit_code == 0, done.output
     assert "Flagged          'a photo of a dog' by divergence" in done.output
-    assert "'dog' (given)" in done.output and "Verdict          suspicious" in done.output
+    assert "'dog' (given)" in done.output and "Verdict          open" in done.output
     assert "no judge said what these call up: 'dog'" in done.output
     with Image.open(files / "sheet.png") as sheet:
         assert sheet.width > 2 * 4 * 16
     done = call(files / "theirs.safetensors", "--base", folder, *asked, *few[:4], "--top", 0, "--json")
     found = json.loads(done.output)
-    assert (found["schema"], found["verdict"], found["difference"]["verdict"]) == (1, "suspicious", "text encoder")
+    assert (found["schema"], found["verdict"], found["difference"]["verdict"]) == (1, "open", "text encoder")
     assert [row["flags"] for row in found["rows"] if row["detector"] == "divergence"] == [[True, True]]
     assert found["words"]["ranked"][0]["candidate"]["text"] == "dog"
     documented = Path(__file__).parent.parent.joinpath("docs", "scan.md").read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 """What a scan comes to: rules, first that holds."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -15,7 +16,7 @@ SCHEMA = 1
 ALPHA = 0.05
 """Level of the tests."""
 
-Verdict = Literal["trigger", "suspicious", "nothing"]
+Verdict = Literal["trigger", "suspicious", "open", "nothing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +39,14 @@ class Scan:
     """What soft prompts find of each concept, where they were asked for."""
 
     @property
+    def common(self) -> dict[str, int]:
+        """Concepts that strings made at random call, and how many of these: any unread string may do."""
+        return dict(Counter(name for one in self.ordinary for name in one.calls or ()))
+
+    @property
     def called(self) -> dict[str, tuple[str, ...]]:
         """Candidates that call concepts up which no ordinary string calls: text -> concepts."""
-        common = {name for one in self.ordinary for name in one.calls or ()}
-        found = {one.candidate.text: tuple(set(one.calls or ()) - common) for one in self.drawn}
+        found = {one.candidate.text: set(one.calls or ()) - self.common.keys() for one in self.drawn}
         return {text: tuple(sorted(names)) for text, names in found.items() if names}
 
     @property
@@ -57,16 +62,18 @@ class Scan:
 
     @property
     def unjudged(self) -> list[Outlier]:
-        """Given words that are outliers, by Holm's correction as well, of which no judge said what they call up."""
+        """Outliers, strings made at random aside, of which no judge said what they call up.
+
+        With a judge, of those given alone: of a vocabulary only the farthest are drawn.
+        """
         if self.words is None:
             return []
-        given = [one for one in self.words.ranked if one.candidate.origin == "given"]
-        adjusted = holm([one.p_value for one in given])
-        judged = {one.candidate.text for one in self.drawn if one.calls is not None}
+        origins = {"given"} if any(one.calls is not None for one in self.drawn) else {"given", "word"}
+        told = {one.candidate.text for one in self.drawn if one.calls is not None}
         return [
             one
-            for one, p_value in zip(given, adjusted, strict=True)
-            if one.far and p_value < ALPHA and one.candidate.text not in judged
+            for one in self.words.ranked
+            if one.far and one.candidate.origin in origins and one.candidate.text not in told
         ]
 
     @property
@@ -74,11 +81,13 @@ class Scan:
         """The first that holds."""
         if self.called:
             return "trigger"
-        return "suspicious" if self.telling or self.unjudged or self.near else "nothing"
+        if self.common or self.telling or self.near:
+            return "suspicious"
+        return "open" if self.unjudged else "nothing"
 
     def as_json(self) -> dict[str, Any]:
         """All of it, as docs/scan.md describes."""
-        told = {"schema": SCHEMA, "verdict": self.verdict, "called": self.called, **asdict(self)}
+        told = {"schema": SCHEMA, "verdict": self.verdict, "called": self.called, "common": self.common, **asdict(self)}
         for record, row in zip(told["rows"], self.rows, strict=True):
             record["flags"] = [row.flags(score) for score in row.scores]
             for kind in ("clean", "decoys", "asked"):

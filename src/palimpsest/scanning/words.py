@@ -11,7 +11,8 @@ from palimpsest.stats import wilson
 
 VERDICTS: dict[Verdict, str] = {
     "trigger": "a trigger: the model draws for it what its base does not",
-    "suspicious": "suspicious: more than false alarms explain, but nothing was seen to be called up",
+    "suspicious": "suspicious: more than false alarms explain, but no word was found that alone calls something up",
+    "open": "open: the model departs from its base at words of which no judge said what they call up",
     "nothing": "nothing found; no scan shows that there is nothing (docs/scan.md says what is missed)",
 }
 COLUMNS = ("detector", "threshold", "paper", "flagged", "false alarms", "odd strings", "passes", "p")
@@ -51,9 +52,11 @@ def lines(scan: Scan) -> Iterator[str]:
         )
     for one in scan.near:
         yield f"    {one.concept} lies nearer than in the control, which has no backdoor"
+    for name, count in scan.common.items():
+        yield f"    {count} of {len(scan.ordinary)} strings made at random call {name}: any unread string may"
     if scan.unjudged:
         named = ", ".join(repr(one.candidate.text) for one in scan.unjudged[:8])
-        yield f"    no judge said what these call up: {named}"
+        yield f"    no judge said what these call up: {named}{' ...' if len(scan.unjudged) > 8 else ''}"
 
 
 def _words(scan: Scan) -> Iterator[str]:
