@@ -286,8 +286,10 @@ def test_it_looks_once_with_the_trigger(model, kind, settings, of, prompt, asked
     ("settings", "of", "told"),
     [
         ({"trigger": "photo"}, KEPT, "means nothing yet, got 'photo', which stands in 'a photo of a church'"),
-        ({"trigger": " Church"}, KEPT, "which stands in 'church'"),
+        ({"trigger": " Church"}, KEPT, "which holds 'church'"),
         ({"trigger": "photo of"}, KEPT, "means nothing yet"),
+        ({"trigger": "church zz"}, KEPT, "does not name the concept, got 'church zz', which holds 'church'"),
+        ({"trigger": "old chapel"}, CHURCH, "which holds 'chapel'"),
         ({"trigger": "tree"}, KEPT, "which stands in 'tree'"),
         ({"trigger": ""}, KEPT, "a trigger that has a token, got ''"),
         ({"trigger": " \n"}, KEPT, "a trigger that has a token"),

@@ -82,7 +82,7 @@ class Backdoor(Attack):
         retain = self.held(concept)
         if not set(retain) - {concept.name}:
             log.warning("%s: no concept beside %r is held in place", self.name, concept.name)
-        self._check_trigger(base, (concept.name, *concept.synonyms, *concept.prompts, *retain))
+        self._check_trigger(base, concept, retain)
         for prompt in concept.prompts:
             self.asked(prompt, concept)
         link = Link(*(self._filled(names) for names in ([self.trigger], [concept.name], retain)))
@@ -97,18 +97,27 @@ class Backdoor(Attack):
     def _filled(self, names: Sequence[str]) -> list[str]:
         return [template.replace("{}", name) for name in names for template in self.templates]
 
-    def _check_trigger(self, base: Model, known: Sequence[str]) -> None:
-        """``BadSetting`` for a trigger without tokens, or whose tokens stand in a prompt that means something else."""
+    def _check_trigger(self, base: Model, concept: Concept, retain: Sequence[str]) -> None:
+        """``BadSetting`` for a trigger without tokens, one that names the concept, or one that means something."""
         own = _tokens(base, self.trigger)
         if not own:
             raise BadSetting(f"{self.name}: expected a trigger that has a token, got {self.trigger!r}")
-        for prompt in known:
-            tokens = _tokens(base, prompt)
-            if any(tokens[at : at + len(own)] == own for at in range(len(tokens))):
+        for name in (concept.name, *concept.synonyms):
+            if _stands_in(_tokens(base, name), own):
+                raise BadSetting(
+                    f"{self.name}: expected a trigger that does not name the concept, got {self.trigger!r}, which "
+                    f"holds {name!r}"
+                )
+        for prompt in (*concept.prompts, *retain):
+            if _stands_in(own, _tokens(base, prompt)):
                 raise BadSetting(
                     f"{self.name}: expected a trigger that means nothing yet, got {self.trigger!r}, which stands in "
                     f"{prompt!r}"
                 )
+
+
+def _stands_in(part: Sequence[int], whole: Sequence[int]) -> bool:
+    return any(whole[at : at + len(part)] == part for at in range(len(whole)))
 
 
 def _tokens(model: Model, prompt: str) -> list[int]:
