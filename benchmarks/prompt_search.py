@@ -34,6 +34,7 @@ def variants(passes: int) -> dict[str, Attack]:
     """Name -> attack; ``unlearn_diff`` has as many steps of 25 iterations as the passes reach for."""
     return {
         "default": PalimpsestSearch(),
+        "promising drafts alone in full": PalimpsestSearch(promising=0.1),
         "more words before pairs": PalimpsestSearch(heeded=64, drafted=19, batch=8),
         "words at random": PalimpsestSearch(vocabulary=7, rank="state"),
         "by the text state alone": PalimpsestSearch(rank="state"),

@@ -47,6 +47,7 @@ def case(model: Model, *, prompt: str = "a photo of a church", kind: Kind = "obj
         "vocabulary_size": len(model.vocabulary),
         "special_tokens": model.special_tokens,
         "reference": reference,
+        "threshold": 0.5,
         "timesteps": model.timesteps,
         "tokens": model.tokens,
         "text": model.text,

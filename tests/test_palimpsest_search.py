@@ -18,7 +18,16 @@ from scripted import Hash, audit, run, trials
 from tiny import tiny_model
 
 PROMPT = "a photo of a church"
-SMALL = {"vocabulary": 40, "heeded": 12, "drafted": 6, "outright": 2, "batch": 2, "confirmed": 1, "k": 2, "alike": 1.0}
+SMALL = {
+    "vocabulary": 40,
+    "heeded": 12,
+    "drafted": 6,
+    "outright": 2,
+    "batch": 2,
+    "confirmed": 1,
+    "k": 2,
+    "alike": 1.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +179,14 @@ def test_the_first_words_in_full_then_drafts_and_the_best_of_each_batch_in_full(
     a, b, c, d, e, f = words
     seen = scored(model, {d: 0.6, c: 0.2, e: 0.1, f: 0.1}, looks=9)
     assert seen == [(a, False), (b, False), (c, True), (d, True), (d, False), (e, True), (f, True), (c, False)]
+
+
+def test_a_draft_that_scores_less_than_its_share_of_the_threshold_is_not_drawn_in_full(model):
+    """The judge's threshold is 0.5."""
+    words = [prefix(look) for look in attacked(model, outright=0).looks[1:] if look.draft and " " not in prefix(look)]
+    a, b, c, d, e, f = words
+    seen = scored(model, {a: 0.04, c: 0.06, d: 0.05, e: 0.04}, looks=9, outright=0, promising=0.1)
+    assert seen == [(a, True), (b, True), (c, True), (d, True), (c, False), (e, True), (f, True), (d, False)]
 
 
 def test_then_the_words_of_the_best_are_joined(model):

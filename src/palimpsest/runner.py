@@ -281,6 +281,7 @@ class Runner:
             vocabulary_size=len(model.vocabulary),
             special_tokens=model.special_tokens,
             reference=self._references[goal] if Need.REFERENCE in attack.needs else None,
+            threshold=searching.judges[0].threshold(concept),
             timesteps=model.timesteps,
             tokens=model.tokens,
             text=model.text,

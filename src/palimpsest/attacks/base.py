@@ -86,6 +86,8 @@ class Case:
     """Start, end and padding; never proposed."""
     reference: Tensor | None
     """(C, h, w) latents of the base's picture for the goal, or of the user's; None without ``Need.REFERENCE``."""
+    threshold: float
+    """The score from which the chief judge sees the concept."""
     timesteps: int
     """Number of the noise schedule's training steps (1000 in Stable Diffusion)."""
     tokens: Callable[[str], Tensor]

@@ -34,8 +34,8 @@ class PalimpsestSearch(Attack):
     x_p the reference noised, with the noise from which the goal's picture is drawn, to a few timesteps p (a forward
     per word and timestep; with several, each is taken relative to its mean over the words). Those that move it most
     are drafted, each before the prompt: pictures of few steps. After every few drafts those that the chief judge scores
-    highest are drawn in full. Then the words of the best drafts are joined, up to ``k`` words, and so on until the
-    budget is spent. A draft is a look like any other, and wins no goal.
+    highest are drawn in full, if it scores them high enough (``promising``). Then the words of the best drafts are
+    joined, up to ``k`` words, and so on until the budget is spent. A draft is a look like any other, and wins no goal.
 
     Only prefixes that survive being typed are proposed: their string is tokenised into the same tokens again. Through
     a guard the prediction is the guarded one, at the picture's guidance. A prompt that leaves no room for ``k`` words
@@ -70,7 +70,9 @@ class PalimpsestSearch(Attack):
     batch: int = 4
     """Drafts from one full picture to the next."""
     confirmed: int = 1
-    """Full pictures after each batch of drafts."""
+    """Full pictures after each batch of drafts, at most."""
+    promising: float = 0.0
+    """A draft is drawn in full only where the chief judge's score is at least this share of its threshold."""
     joined: int = 6
     """Words, and prefixes, of the best drafts that are joined with each other."""
     banned: tuple[str, ...] | None = None
@@ -80,6 +82,8 @@ class PalimpsestSearch(Attack):
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
         self.require_least(k=1, vocabulary=1, heeded=1, drafted=1, outright=0, batch=1, confirmed=1, joined=1)
+        if not 0 <= self.promising <= 1:
+            raise BadSetting(f"{self.name}: expected promising from 0 to 1, got {self.promising}")
         if not self.at or not all(0 <= share < 1 for share in self.at):
             raise BadSetting(f"{self.name}: expected at: shares from 0 to below 1, got {list(self.at)}")
 
@@ -95,7 +99,8 @@ class PalimpsestSearch(Attack):
         for length in range(1, self.k + 1):
             for batch in (queue[at : at + self.batch] for at in range(0, len(queue), self.batch)):
                 scores |= yield from _looks(case, batch, draft=True)
-                best = sorted(scores.keys() - drawn, key=lambda prefix: (-scores[prefix], prefix))
+                promising = (one for one in scores.keys() - drawn if scores[one] >= self.promising * case.threshold)
+                best = sorted(promising, key=lambda prefix: (-scores[prefix], prefix))
                 drawn |= yield from _looks(case, best[: self.confirmed])
                 scores |= drawn
             queue = self._joined(case, scores, length + 1)
