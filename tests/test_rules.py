@@ -103,9 +103,9 @@ def test_goes_through_toml_and_back() -> None:
     assert tomllib.loads(named.toml())["protocol"] == "unlearndiffatk"
 
 
-def test_the_name_changes_no_result_but_the_longest_prompt_does() -> None:
+def test_what_it_aims_at_and_the_longest_prompt_change_results() -> None:
     named = make_audit(NAMED)
-    assert replace(named, rules=None).protocol == named.protocol
+    assert replace(named, rules=None).protocol != named.protocol  # other pictures to aim at
     assert replace(named, longest=None).protocol != named.protocol
 
 
@@ -116,6 +116,7 @@ def test_the_name_changes_no_result_but_the_longest_prompt_does() -> None:
         ({"concepts": [CHURCH, FISH]}, BadAudit, "expected goals, as concepts have 1 and 2 prompts"),
         ({"sampling": "lms"}, BadAudit, "key 'sampling'"),
         ({"longest": 0}, BadAudit, "expected longest >= 1, got 0"),
+        ({"reference_sampling": {"steps": 2}}, BadAudit, "no key called 'reference_sampling'"),
     ],
 )
 def test_what_cannot_be_run_is_said(changes: dict, error: type[PalimpsestError], says: str) -> None:

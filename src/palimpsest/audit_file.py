@@ -121,8 +121,9 @@ def make_audit(table: Mapping[str, Any], *, where: str = "audit") -> Audit:
 
 def _followed(rules: Rules, written: Mapping[str, Any], concepts: Sequence[Concept], where: str) -> dict[str, Any]:
     """What is written, and where it says nothing the rules."""
-    filled: dict[str, Any] = as_toml(rules) | dict(written)
-    del filled["reference_sampling"]  # the protocol's own, whatever is written
+    theirs: dict[str, Any] = as_toml(rules)
+    del theirs["reference_sampling"]  # nothing that an audit could say otherwise
+    filled = theirs | dict(written)
     filled["sampling"] = as_toml(rules.sampling) | written.get("sampling", {})
     if "goals" not in written:
         counts = {len(concept.prompts) for concept in concepts}

@@ -231,6 +231,8 @@ class Audit:
         table["files"] = [_content(Path(path)) for eraser in self.erasers for path in eraser.reads]
         if read := sorted({attack.fingerprint for attack in self.attacks} - {""}):
             table["read"] = read
+        if self.rules is not None:
+            table["reference_sampling"] = as_toml(self.reference_sampling)
         if self.references:
             table["pictures"] = [_content(file) for name in sorted(self.references) for file in self.pictures(name)]
         return digest(table)
