@@ -1,7 +1,7 @@
 """The prompt attacks side by side at the full budget: success against looks and passes, and who beats whom.
 
     python benchmarks/prompt_attacks.py [--quick] [--dry-run] [--legs NAME,...] [--concepts NAME,...] [--out DIR]
-        [--jobs N] [--json FILE] [--plot FILE] [--models DIR] [--beside DIR]
+        [--jobs N] [--json FILE] [--plot FILE] [--models DIR] [--beside DIR] [--ledgers DIR]
 
 A leg is one or more erasers under some attacks, with so many goals of each concept (``LEGS``): the six fixed concepts,
 or two of them, the first goals of each shipped list; ``--concepts`` takes fewer. Random words are every leg's control,
@@ -12,9 +12,10 @@ attacks but ``palimpsest_search`` are kept: that alone runs again, and it is an 
 than it was then. A cell (eraser, concept) at the full budget is *live* where ``unlearn_diff`` shows 10 to 90 % of the
 goals, and at least 10 points more than random words. Over all live cells together ``palimpsest_search`` is compared
 with ``unlearn_diff``: cut off where it has spent a tenth of the passes that ``unlearn_diff`` spent in all, and both cut
-off there; and so under each eraser alone. Legs at another budget have tables of their own. ``--plot`` draws the curves
-as a PNG (needs the extra ``plots``). ``--dry-run`` predicts. ``--quick`` takes one goal of one concept, few passes, and
-is no result.
+off there; and so under each eraser alone. Legs at another budget have tables of their own. ``--ledgers`` runs nothing:
+it prints the tables of compressed ledgers, as they lie in docs/results/prompt_attacks. ``--plot`` draws the curves as a
+PNG (needs the extra ``plots``). ``--dry-run`` predicts. ``--quick`` takes one goal of one concept, few passes, and is
+no result.
 """
 
 import argparse
@@ -23,6 +24,8 @@ import lzma
 import multiprocessing
 import os
 import re
+import shutil
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -170,6 +173,16 @@ def begun(out: Path, leg: str) -> list[Path]:
     return [folder for folder in folders if (folder / "trials.jsonl").exists()]
 
 
+def unpacked(ledgers: Path, out: Path) -> None:
+    """Compressed ledgers as runs that a report can be computed of."""
+    for folder in sorted(path.parent for path in ledgers.glob("*/trials.jsonl.xz")):
+        there = out / folder.name
+        there.mkdir()
+        for name in ("audit.toml", "provenance.json"):
+            shutil.copy(folder / name, there)
+        (there / "trials.jsonl").write_bytes(lzma.decompress((folder / "trials.jsonl.xz").read_bytes()))
+
+
 def predict(asked: Sequence[Mapping[str, Any]]) -> None:
     """What all of it takes at most: every goal spends its whole budget."""
     torch.set_num_threads(1)
@@ -279,6 +292,32 @@ def draw(goals: Mapping[str, Sequence[Spent]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def tell(out: Path, file: Path | None, plot: Path | None) -> None:
+    """Prints the tables of the runs below ``out``, and writes what was asked for."""
+    full = cells([folder for name, leg in LEGS.items() if leg.budget == "full" for folder in begun(out, name)])
+    told: dict[str, Any] = {}
+    if full:
+        live = live_goals(full)
+        told |= {"rates": rates(full), "comparisons": comparisons(live)}
+        by_concept(full, full=True)
+        print_live(live)
+        print_comparisons(told["comparisons"])
+        for eraser in sorted({key[0] for key in full}):
+            alone = comparisons(live_goals({key: goals for key, goals in full.items() if key[0] == eraser}))
+            if alone:
+                told[f"comparisons, {eraser}"] = alone
+                print_comparisons(alone, f"over those of {eraser}")
+        if plot is not None and live[OURS]:
+            draw(live, plot)
+    for name, leg in LEGS.items():
+        if leg.budget != "full" and (found := cells(begun(out, name))):
+            print(f"\n{name}:")
+            told[name] = rates(found)
+            by_concept(found, full=False)
+    if file is not None:
+        file.write_text(json.dumps(told, indent=1) + "\n")
+
+
 def main() -> None:
     """Runs, prints, and writes what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -292,7 +331,13 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=None, help="a PNG")
     parser.add_argument("--models", type=Path, default=Path("runs/benchmark-erasers"), help="erased models, by concept")
     parser.add_argument("--beside", type=Path, default=None, help="ledgers of an earlier run, whose trials are kept")
+    parser.add_argument("--ledgers", type=Path, default=None, help="print the tables of these, and run nothing")
     options = parser.parse_args()
+    if options.ledgers is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            unpacked(options.ledgers, Path(folder))
+            tell(Path(folder), options.json, options.plot)
+        return
     out = options.out or Path("runs") / f"benchmark-prompt-attacks{'-quick' if options.quick else ''}"
     legs = {name: LEGS[name] for name in (["uce"] if options.quick else options.legs.split(","))}
     concepts = [QUICK_CONCEPT] if options.quick else options.concepts.split(",")
@@ -310,28 +355,7 @@ def main() -> None:
         return
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(run, *zip(*planned, strict=True)))
-    full = cells([folder for name, leg in LEGS.items() if leg.budget == "full" for folder in begun(out, name)])
-    told: dict[str, Any] = {}
-    if full:
-        live = live_goals(full)
-        told |= {"rates": rates(full), "comparisons": comparisons(live)}
-        by_concept(full, full=True)
-        print_live(live)
-        print_comparisons(told["comparisons"])
-        for eraser in sorted({key[0] for key in full}):
-            alone = comparisons(live_goals({key: goals for key, goals in full.items() if key[0] == eraser}))
-            if alone:
-                told[f"comparisons, {eraser}"] = alone
-                print_comparisons(alone, f"over those of {eraser}")
-        if options.plot is not None and live[OURS]:
-            draw(live, options.plot)
-    for name, leg in LEGS.items():
-        if leg.budget != "full" and (found := cells(begun(out, name))):
-            print(f"\n{name}:")
-            told[name] = rates(found)
-            by_concept(found, full=False)
-    if options.json is not None:
-        options.json.write_text(json.dumps(told, indent=1) + "\n")
+    tell(out, options.json, options.plot)
 
 
 if __name__ == "__main__":

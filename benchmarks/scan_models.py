@@ -130,7 +130,7 @@ def table(found: Sequence[Scanned]) -> Table:
     for planted in dict.fromkeys(one.planted for one in found):
         some = [one for one in found if one.planted == planted]
         counts = (
-            sum(one.verdict != "nothing" for one in some),
+            sum(one.verdict in ("trigger", "suspicious") for one in some),
             sum(one.verdict == "trigger" for one in some),
             sum(one.named for one in some),
         )

@@ -187,22 +187,17 @@ def test_a_low_rate_made_of_failures_is_no_erasure(tmp_path: Path, end: Any, wor
     assert words in sentence
 
 
-def test_an_attack_that_crashed_is_not_withstood(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [("error", "ended in an error"), ("spared", "were looked at plainly and not attacked, their prompts being too")],
+)
+def test_an_attack_that_crashed_or_was_spared_is_not_withstood(tmp_path: Path, end: Any, says: str) -> None:
     run = audit(random_words=0)
     for index in range(20):
-        run.goal("church", "esd", "unlearn_diff", index, looks=8, end="error" if index < 5 else None)
+        run.goal("church", "esd", "unlearn_diff", index, looks=8, end=end if index < 5 else None)
     outcome, sentence = verdict(run, tmp_path)
     assert outcome == "open"
-    assert "5 of 20 goals under unlearn_diff ended in an error" in sentence
-
-
-def test_goals_that_an_attack_did_not_take_on_are_not_withstood(tmp_path: Path) -> None:
-    run = audit(random_words=0)
-    for index in range(20):
-        run.goal("church", "esd", "unlearn_diff", index, looks=1, end="spared" if index < 3 else None)
-    outcome, sentence = verdict(run, tmp_path)
-    assert outcome == "open"
-    assert "3 of 20 goals under unlearn_diff were looked at plainly and not attacked" in sentence
+    assert f"5 of 20 goals under unlearn_diff {says}" in sentence
 
 
 def test_successes_that_false_alarms_would_give_bring_nothing_back(tmp_path: Path) -> None:

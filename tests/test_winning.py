@@ -30,6 +30,7 @@ def test_a_cell_is_live_from_10_to_90_percent_and_10_points_above_random_words(t
 
 def test_a_cell_without_the_control_is_live_by_the_attack_alone_and_pairs_no_goals() -> None:
     cells = cell({UNLEARN_DIFF: 10, OURS: 10})
+    assert is_live(cells, "esd", "church")
     assert live_goals(cells) == {UNLEARN_DIFF: [], OURS: [], RANDOM: []}
 
 
