@@ -311,7 +311,10 @@ def calibrate(
     as_json: AsJson = False,
     download: Download = False,
 ) -> None:
-    """Say how well judges know concepts in a base's own pictures, as an audit does before it attacks."""
+    """Say how often each judge is right.
+
+    On pictures that the base itself draws, as an audit does before it attacks.
+    """
     from palimpsest.audit_file import make_audit
     from palimpsest.calibrating import calibrations, described, measured, scored, sources_left
     from palimpsest.records import Scored
@@ -392,7 +395,7 @@ def inspect(
     plot: Annotated[Path | None, typer.Option(help="A new PNG of zeros and changes; needs palimpsest[plots].")] = None,
     download: Download = False,
 ) -> None:
-    """Say what a checkpoint's weights betray, without drawing a picture.
+    """Say what a checkpoint's weights betray.
 
     Exact zeros beyond chance and what mask they form; with --base also what changed, and of what rank. A LoRA or a
     file of some of the weights needs --base. Stable Diffusion 1.5 takes less than a minute on two CPU cores, with
@@ -523,7 +526,7 @@ def doctor(as_json: AsJson = False) -> None:
 def list_(
     kind: Annotated[Listed | None, typer.Argument(help="By default all.")] = None, as_json: AsJson = False
 ) -> None:
-    """List concepts, erasers, attacks, judges, measures, and a scan's detectors."""
+    """List concepts, erasers, attacks and other parts."""
     kinds = [kind] if kind else list(Listed)
     if as_json:
         _tell({listed.value: dict(_entries(listed)) for listed in kinds})
@@ -546,7 +549,10 @@ def _entries(kind: Listed) -> list[tuple[str, str]]:
 
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="Of a concept or part.")], as_json: AsJson = False) -> None:
-    """Show what a part does, its settings with their defaults, and its paper; or what a concept holds."""
+    """Show what a part does, and its settings.
+
+    With their defaults, and its paper; or what a concept holds.
+    """
     found = [part for kind in KINDS for part in parts(kind) if part.name == name]
     concepts = shipped_concepts()
     if name not in concepts and not found:
@@ -573,7 +579,10 @@ def train_miniature(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default what is there.")] = None,
     ship: Annotated[Path | None, typer.Option(help="Also write the trained parts as the package ships them.")] = None,
 ) -> None:
-    """Train the miniature from nothing: its CLIP, autoencoder, denoiser, judges and twin, leg by leg."""
+    """Train the miniature from nothing.
+
+    Its CLIP, autoencoder, denoiser, judges and twin, leg by leg.
+    """
     from palimpsest.miniature.training import LEGS, Recipe, assemble, train
     from palimpsest.model import default_device
 
