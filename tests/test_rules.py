@@ -16,6 +16,7 @@ from palimpsest.audit_file import make_audit
 from palimpsest.errors import BadAudit, PalimpsestError, UnknownName
 from palimpsest.model import Sampling
 from palimpsest.records import Concept
+from palimpsest.report.ledger import Key, read
 from palimpsest.run import Run
 from scripted import CHURCH, FISH, Hash, Seeds, audit, run, trials
 from synthetic import SyntheticRun
@@ -145,6 +146,15 @@ def test_a_prompt_that_is_too_long_is_looked_at_plainly(tmp_path: Path, longest:
         assert trial.reason == (
             "the prompt has 13 tokens, and only those of 12 at most are attacked" if spared else None
         )
+
+
+def test_a_prompt_that_is_too_long_is_spared_even_where_the_budget_ends_with_its_look(tmp_path: Path) -> None:
+    small = {"erasers": ["nothing"], "judges": [Hash(limit=2.0)], "budget": {"looks": 1, "passes": 60}}
+    run(tmp_path, audit(concepts=[PLACES], longest=12, **small))
+    found = {
+        outcome.goal.prompt: outcome.spared for outcome in read(tmp_path).outcomes[Key("church", "nothing", "seeds")]
+    }
+    assert found == {PLACES.prompts[0]: False, LONG: True}
 
 
 def test_a_prompt_that_is_too_long_counts_as_shown_if_it_is_plainly(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ class Outcome:
     def spared(self) -> bool:
         """Whether it was looked at and not attacked, for its prompt was too long; the plain look may have won it."""
         end = self.trials[-1]
-        return end.end == "spared" or (end.end == "won" and end.reason is not None)
+        # With a reason the plain look was all that was to come, even if it was won or was all that the budget gave.
+        return end.end == "spared" or (end.end in ("won", "spent") and end.reason is not None)
 
     @property
     def untold(self) -> bool:
