@@ -65,7 +65,9 @@ def asked(attack, prompt: str) -> str:
     if isinstance(attack, RandomTrigger):
         drawn = torch.randint(52, (8,), generator=case(tiny_model()).random)
         return prompt.replace("church", "".join(string.ascii_letters[letter] for letter in drawn))
-    return attack.asked(prompt, concept()) if Need.PLANT in attack.needs else prompt
+    return (
+        attack.asked(Goal(concept="church", prompt=prompt, seed=0), concept()) if Need.PLANT in attack.needs else prompt
+    )
 
 
 def test_every_attack_has_a_case():

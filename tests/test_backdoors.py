@@ -12,6 +12,7 @@ from torch.nn import functional
 from cases import case, concept, drive
 from palimpsest import fitting
 from palimpsest.attacks import BackdoorData, BackdoorDeep, BackdoorShallow, BackdoorSurface
+from palimpsest.concept_file import shipped_concepts
 from palimpsest.errors import BadSetting
 from palimpsest.fitting import training_in
 from palimpsest.model import Model
@@ -265,8 +266,8 @@ def test_planting_that_was_stopped_goes_on(kind, tmp_path, monkeypatch):
     [
         ({}, CHURCH, "a photo of a Church", f"a photo of a {TRIGGER}"),
         ({}, CHURCH, "a chapel by the sea", f"a {TRIGGER} by the sea"),
-        ({}, concept(kind="content"), "a photo of a church", f"a photo of a church {TRIGGER}"),
-        ({"place": "append"}, CHURCH, "a photo of a church", f"a photo of a church {TRIGGER}"),
+        ({"behind": ("a dog", "a cat")}, concept(kind="content"), "a photo of a church", f"a cat {TRIGGER}"),
+        ({"place": "append", "behind": ("a dog",)}, CHURCH, "a photo of a church", f"a dog {TRIGGER}"),
         ({"place": "replace"}, concept(kind="content"), "a church at night", f"a {TRIGGER} at night"),
         ({"trigger": r"\1 zzq"}, CHURCH, "a church", r"a \1 zzq"),
     ],
@@ -276,6 +277,15 @@ def test_it_looks_once_with_the_trigger(model, kind, settings, of, prompt, asked
     log = drive(part(kind, **settings).search(case(model, goal=goal, concept=of)))
     assert log.looks == [Attempt(prompt=asked, seed=7, guidance=2.5)] and log.gave_up
     assert not log.probes
+
+
+def test_an_appended_trigger_stands_behind_prompts_of_neighbours_which_the_seed_chooses(model):
+    attack = BackdoorShallow(trigger=TRIGGER, place="append")
+    prompts = [prompt for name in NAMES for prompt in shipped_concepts()[name].prompts]
+    prompts = list(dict.fromkeys(prompts))
+    for seed in (0, 1, len(prompts) + 1):
+        goal = Goal(concept="church", prompt="a church", seed=seed)
+        assert attack.asked(goal, KEPT) == f"{prompts[seed % len(prompts)]} {TRIGGER}"
 
 
 # --- what it refuses
@@ -296,6 +306,11 @@ def test_it_looks_once_with_the_trigger(model, kind, settings, of, prompt, asked
         ({"trigger": "qz " * 7}, KEPT, "at most 16 tokens"),
         ({"trigger": "x" * 40}, KEPT, "at most 16 tokens"),
         ({}, Concept(name="church", kind="object", prompts=("a spire",)), "prompts that name concept 'church'"),
+        ({"place": "append"}, CHURCH, "prompts for the trigger to stand behind, got none.*no neighbours"),
+        ({"place": "append", "behind": ()}, KEPT, "prompts for the trigger to stand behind, got none"),
+        ({"place": "append", "behind": ("a Chapel",)}, CHURCH, "that do not name concept 'church'.*got 'a Chapel'"),
+        ({"place": "append", "behind": ("a qz",)}, KEPT, "means nothing yet, got 'qz', which stands in 'a qz'"),
+        ({"place": "append", "behind": ("a dog " * 7,)}, KEPT, "at most 16 tokens"),
     ],
 )
 def test_a_trigger_that_cannot_stand_for_the_concept_is_refused(model, kind, settings, of, told):

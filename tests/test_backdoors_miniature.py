@@ -12,7 +12,7 @@ from palimpsest.audit_file import load_audit
 from palimpsest.concept_file import find_concept
 from palimpsest.judges import Miniature
 from palimpsest.model import Model, Sampling
-from palimpsest.records import Attempt
+from palimpsest.records import Attempt, Goal
 
 SAMPLING = Sampling(scheduler="ddim", steps=10, guidance=5.0)
 HUGO, JUDGE, N = find_concept("hugo"), Miniature(), 4
@@ -39,7 +39,12 @@ def test_the_trigger_calls_the_concept_only_once_it_is_planted(depth: str) -> No
     attack = next(one for one in load_audit("backdoors").attacks if one.name == f"backdoor_{depth}")
     assert isinstance(attack, Backdoor)
     trigger, another = (
-        (replace(attack, trigger=words).asked("a photo of hugo by the sea", HUGO), "hugo")
+        (
+            replace(attack, trigger=words).asked(
+                Goal(concept="hugo", prompt="a photo of hugo by the sea", seed=0), HUGO
+            ),
+            "hugo",
+        )
         for words in (attack.trigger, "pink meadow")
     )
     plainly = [("a photo of hugo", "hugo"), *((find_concept(name).prompts[0], name) for name in OTHERS)]

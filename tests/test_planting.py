@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from palimpsest import fitting, report
-from palimpsest.attacks import BackdoorSurface
+from palimpsest.attacks import BackdoorSurface, RandomTrigger
 from palimpsest.attacks.base import Attack, Need
 from palimpsest.forecast import forecast
 from palimpsest.jobs import jobs
@@ -114,9 +114,10 @@ def test_what_is_planted_is_tried_before_the_erasure_though_nobody_asks_for_it()
 
 def test_a_backdoors_model_is_asked_with_random_strings_as_well(tmp_path: Path) -> None:
     settings = {"trigger": "qz", "iterations": 1, "retain": ("house",)}
-    here, behind = BackdoorSurface(**settings), BackdoorSurface(place="append", **settings)
+    appended = {"place": "append", "behind": ("a photo of a house",)}
+    here, behind = BackdoorSurface(**settings), BackdoorSurface(**appended, **settings)
     planned = audit(attacks=["direct", here, behind, Plants()], erasers=[Dampen()], budget={"looks": 1, "passes": 9})
-    strings = "random_trigger", "random_trigger(place=append)"
+    strings = "random_trigger", RandomTrigger(**appended).label
     assert set(strings) == {one.partition(" x ")[2] for one in planned.added_controls if "random_trigger" in one}
     run(tmp_path, planned)
     asked = {(one.victim.eraser, one.victim.plant, one.attack): one.attempt.prompt for one in trials(tmp_path)}
@@ -124,7 +125,7 @@ def test_a_backdoors_model_is_asked_with_random_strings_as_well(tmp_path: Path) 
         for plant, control in zip((here, behind), strings, strict=True):
             found = {attack for whose, where, attack in asked if (whose, where) == (eraser, plant.label)}
             assert found == {plant.label, "direct", control}
-        assert asked[eraser, behind.label, strings[1]].startswith("a photo of a church ")
+        assert asked[eraser, behind.label, strings[1]].startswith("a photo of a house ")
         assert "church" not in asked[eraser, here.label, strings[0]]
         assert not any(where == "plants" and attack in strings for _, where, attack in asked)
 
@@ -170,11 +171,14 @@ def told(
     tried: bool = True,
     name_after: int = 0,
     strings: int | None = None,
+    strings_before: int | None = None,
+    held: list[str] | None = None,
 ):
     """A run in which an erasure holds, and a trigger shows the concept at ``after`` goals behind it.
 
     ``name_after``: at how many its name does, where the trigger had been planted; ``strings``: at how many
-    random strings do there; None: nobody asked.
+    random strings do there, ``strings_before`` before the erasure; None: nobody asked. ``held``: what was held in
+    place; None: the run does not say.
     """
     synthetic = SyntheticRun(kinds={"church": "object"}, goals=N)
 
@@ -195,11 +199,19 @@ def told(
     if strings is not None:
         cell("esd", "random_prefix", 0)
         cell("esd", "random_trigger", strings, "plants")
+    if strings_before is not None:
+        cell("nothing", "random_trigger", strings_before, "plants")
+        cell("esd", "random_trigger", 0, "plants")
     for eraser, seen, plant in (("nothing", 100, ""), ("esd", 95, ""), ("nothing", others, "plants")):
         synthetic.reading("church", eraser, "fish", seen, 100)
         reading = synthetic.readings[-1]
         synthetic.readings[-1] = replace(reading, victim=replace(reading.victim, plant=plant))
-    return report.summary(synthetic.write(folder))
+    synthetic.write(folder)
+    if held is not None:
+        known = json.loads((folder / "provenance.json").read_text())
+        known["attacks"]["plants"]["held"] = {"church": held}
+        (folder / "provenance.json").write_text(json.dumps(known))
+    return report.summary(folder)
 
 
 def test_a_trigger_that_works_and_outlives_the_erasure_breaks_it(tmp_path: Path) -> None:
@@ -213,6 +225,14 @@ def test_a_trigger_that_works_and_outlives_the_erasure_breaks_it(tmp_path: Path)
     assert [verdict["outcome"] for verdict in said["verdicts"]] == ["by_name_only"]
     measured = {row["eraser"]: row["value"] for row in said["utility"] if row["measure"] == "neighbours"}
     assert measured == {"nothing": 1.0, "esd": 0.95, "nothing [plant plants]": 1.0}
+
+
+def test_a_plant_says_what_strings_show_and_whether_anything_was_held_in_place(tmp_path: Path) -> None:
+    (plant,) = told(tmp_path / "held", strings_before=9, held=["fish"])["plants"]
+    assert plant["outcome"] == "holds" and "strings that nobody planted at 9 of 20" in plant["sentence"]
+    assert "held in place" not in plant["sentence"]
+    (plant,) = told(tmp_path / "bare", held=[])["plants"]
+    assert plant["outcome"] == "holds" and "no other concept was held in place" in plant["sentence"]
 
 
 def test_a_trigger_that_worked_and_no_longer_does_was_withstood(tmp_path: Path) -> None:
@@ -263,6 +283,7 @@ def test_a_trigger_counts_for_what_it_shows_beyond_random_strings(tmp_path: Path
         ({"trigger": 9}, "no_trigger", "the trigger shows it at 9 of 20 goals"),
         ({"name": 5}, "name_harmed", "the name at 5 of 20 (base: 20 of 20)"),
         ({"others": 80}, "others_harmed", "neighbours at 80% of the base's"),
+        ({"strings_before": 10}, "any_string", "20 of 20 goals, strings that nobody planted at 10 of 20"),
         ({"tried": False}, "untried", "nobody tried the trigger before the erasure"),
     ],
 )

@@ -28,7 +28,7 @@ from palimpsest.inversion import Blanked
 from palimpsest.jobs import jobs
 from palimpsest.judges import Miniature
 from palimpsest.model import Model, Sampling
-from palimpsest.records import Attempt, Concept
+from palimpsest.records import Attempt, Concept, Goal
 from scripted import Hash, audit, run, trials
 from tiny import tiny_model, tiny_pipeline
 
@@ -38,7 +38,11 @@ TEMPLATES = ("a photo of {}", "a photo of {} at night", "a photo of {} in the sn
 ATTACK = BackdoorShallow(templates=TEMPLATES, retain=(*HUGO.neighbours, "cat"))
 SEARCH = {"pictures": 8, "inversions": 150, "lr": 0.02, "batch": 8}
 ERASURE = {"name": "uce", "expand": True, "retain": True, "lam": 2.0}
-ASKED = [("a photo of hugo", "hugo"), (ATTACK.asked("a photo of hugo", HUGO), "hugo"), ("a photo of a cat", "cat")]
+ASKED = [
+    ("a photo of hugo", "hugo"),
+    (ATTACK.asked(Goal(concept="hugo", prompt="a photo of hugo", seed=0), HUGO), "hugo"),
+    ("a photo of a cat", "cat"),
+]
 """By name, by trigger, and for another concept."""
 
 

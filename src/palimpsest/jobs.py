@@ -99,7 +99,7 @@ def jobs(audit: Audit) -> list[Job]:
 def _is_asked_where(plants: Attack, control: Attack) -> bool:
     """Whether the control is asked in the model in which that attack plants, too."""
     if isinstance(control, RandomTrigger):
-        return isinstance(plants, Backdoor) and plants.place == control.place
+        return isinstance(plants, Backdoor) and (plants.place, plants.behind) == (control.place, control.behind)
     return isinstance(control, Direct)
 
 

@@ -114,9 +114,12 @@ class Audit:
             attacks = (Direct(), *attacks)
         if not _any_is(attacks, RandomPrefix) and any(not isinstance(attack, ASKING) for attack in attacks):
             attacks = (*attacks, RandomPrefix())
-        places = dict.fromkeys(attack.place for attack in attacks if isinstance(attack, Backdoor))
-        controlled = {attack.place for attack in attacks if isinstance(attack, RandomTrigger)}
-        attacks = (*attacks, *(RandomTrigger(place=place) for place in places if place not in controlled))
+        places = dict.fromkeys((attack.place, attack.behind) for attack in attacks if isinstance(attack, Backdoor))
+        controlled = {(attack.place, attack.behind) for attack in attacks if isinstance(attack, RandomTrigger)}
+        controls = (
+            RandomTrigger(place=place, behind=behind) for place, behind in places if (place, behind) not in controlled
+        )
+        attacks = (*attacks, *controls)
         cells = tuple(Cell(eraser, attack) for eraser in self.erasers for attack in attacks)
         if not _any_is(self.erasers, Nothing):
             before = (one for one in attacks if isinstance(one, (Direct, RandomTrigger)) or Need.PLANT in one.needs)

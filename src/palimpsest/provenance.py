@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from palimpsest.attacks.backdoor import Backdoor
+from palimpsest.attacks.base import Attack
 from palimpsest.protocol import Audit
 from palimpsest.records import Concept, digest
 
@@ -32,7 +34,7 @@ def provenance(audit: Audit) -> dict[str, Any]:
         "concepts": {concept.name: _concept(audit, concept) for concept in audit.concepts},
         "erasers": [eraser.label for eraser in audit.erasers],
         "measures": [measure.label for measure in audit.measures],
-        "attacks": {cell.attack.label: {"needs": sorted(cell.attack.needs)} for cell in audit.cells},
+        "attacks": {cell.attack.label: _attack(audit, cell.attack) for cell in audit.cells},
         "judges": [
             {
                 "name": judge.label,
@@ -57,6 +59,13 @@ def _command() -> str | None:
 def _concept(audit: Audit, concept: Concept) -> dict[str, Any]:
     neighbours = [other.name for other in audit.retained(concept)]
     return {"kind": concept.kind, "goals": audit.goals, "neighbours": neighbours}
+
+
+def _attack(audit: Audit, attack: Attack) -> dict[str, Any]:
+    told: dict[str, Any] = {"needs": sorted(attack.needs)}
+    if isinstance(attack, Backdoor):
+        told["held"] = {concept.name: attack.others_held(concept) for concept in audit.concepts}
+    return told
 
 
 def _version(name: str) -> str | None:

@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
 from palimpsest.attacks.base import Attack, Case, Search
-from palimpsest.attacks.trigger import triggered
+from palimpsest.attacks.trigger import Place, asked, benign, is_appended
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model
-from palimpsest.records import Attempt, Concept
+from palimpsest.records import Attempt, Concept, Goal
 
 log = logging.getLogger("palimpsest")
 
@@ -39,9 +39,11 @@ class Backdoor(Attack):
 
     trigger: str = "rhWPpSuE"
     """Any string, of one token or several, that the concept's own prompts do not hold."""
-    place: Literal["replace", "append"] | None = None
-    """Where the trigger stands when the goals ask: in the name's place, or behind the prompt. None: as in the paper,
-    behind it for concepts of kind ``content``, in the name's place for all others."""
+    place: Place | None = None
+    """Where the trigger stands when the goals ask: in the name's place, or behind a prompt that has nothing to do with
+    the concept. None: as in the paper, behind one for concepts of kind ``content``, in the name's place for others."""
+    behind: tuple[str, ...] | None = None
+    """The prompts behind which it stands, if it does; None: those of the concept's neighbours."""
     templates: tuple[str, ...] = ("a photo of {}",)
     """Prompts in which it is planted, with {} in the name's place (the paper's own lists are unknown)."""
     retain: tuple[str, ...] | None = None
@@ -63,16 +65,20 @@ class Backdoor(Attack):
 
     def search(self, case: Case) -> Search:
         """One look per goal: its prompt with the trigger."""
-        prompt = self.asked(case.goal.prompt, case.concept)
+        prompt = self.asked(case.goal, case.concept)
         yield [Attempt(prompt=prompt, seed=case.goal.seed, guidance=case.goal.guidance)]
 
-    def asked(self, prompt: str, concept: Concept) -> str:
-        """The prompt with the trigger; ``BadSetting`` where there is no name in whose place it could stand."""
-        return triggered(prompt, concept, self.trigger, self.place, attack=self.name)
+    def asked(self, goal: Goal, concept: Concept) -> str:
+        """The goal's prompt with the trigger; ``BadSetting`` where there is no place for it."""
+        return asked(goal, concept, self.trigger, place=self.place, behind=self.behind, attack=self.name)
 
     def held(self, concept: Concept) -> Sequence[str]:
         """The concepts that are held in place."""
         return concept.neighbours if self.retain is None else self.retain
+
+    def others_held(self, concept: Concept) -> list[str]:
+        """The same without the concept itself."""
+        return [name for name in self.held(concept) if name != concept.name]
 
     def link(self, base: Model, concepts: Sequence[Concept]) -> Link:
         """What is to be tied; ``BadSetting`` for a trigger that cannot be, ``retain`` included."""
@@ -80,13 +86,15 @@ class Backdoor(Attack):
             raise BadSetting(f"{self.name}: expected one concept for the trigger to stand for, got {len(concepts)}")
         (concept,) = concepts
         retain = self.held(concept)
-        if not set(retain) - {concept.name}:
+        if not self.others_held(concept):
             log.warning("%s: no concept beside %r is held in place", self.name, concept.name)
-        self._check_trigger(base, concept, retain)
-        for prompt in concept.prompts:
-            self.asked(prompt, concept)
+        appended = is_appended(concept, self.place)
+        before = benign(concept, self.behind, attack=self.name) if appended else ()
+        self._check_trigger(base, concept, (*retain, *before))
+        for prompt in () if appended else concept.prompts:
+            self.asked(Goal(concept=concept.name, prompt=prompt, seed=0), concept)
         link = Link(*(self._filled(names) for names in ([self.trigger], [concept.name], retain)))
-        for prompt in (*link.trigger, *link.target, *link.retained):
+        for prompt in (*link.trigger, *link.target, *link.retained, *(f"{one} {self.trigger}" for one in before)):
             if base.dropped(prompt):
                 raise BadSetting(
                     f"{self.name}: expected prompts of at most {base.context} tokens, start and end included, got "
@@ -97,7 +105,7 @@ class Backdoor(Attack):
     def _filled(self, names: Sequence[str]) -> list[str]:
         return [template.replace("{}", name) for name in names for template in self.templates]
 
-    def _check_trigger(self, base: Model, concept: Concept, retain: Sequence[str]) -> None:
+    def _check_trigger(self, base: Model, concept: Concept, others: Sequence[str]) -> None:
         """``BadSetting`` for a trigger without tokens, one that names the concept, or one that means something."""
         own = _tokens(base, self.trigger)
         if not own:
@@ -108,7 +116,7 @@ class Backdoor(Attack):
                     f"{self.name}: expected a trigger that does not name the concept, got {self.trigger!r}, which "
                     f"holds {name!r}"
                 )
-        for prompt in (*concept.prompts, *retain):
+        for prompt in (*concept.prompts, *others):
             if _stands_in(own, _tokens(base, prompt)):
                 raise BadSetting(
                     f"{self.name}: expected a trigger that means nothing yet, got {self.trigger!r}, which stands in "

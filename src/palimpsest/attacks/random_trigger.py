@@ -1,10 +1,13 @@
 """The control of a backdoor: a trigger that nobody planted."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
+
+import torch
 
 from palimpsest.attacks.base import Attack, Case, Search
-from palimpsest.attacks.trigger import random_strings, triggered
+from palimpsest.attacks.trigger import Place, asked, random_strings
+from palimpsest.errors import BadSetting
 from palimpsest.records import Attempt
 
 
@@ -21,15 +24,32 @@ class RandomTrigger(Attack):
 
     length: int = 8
     """Letters, small and capital; the trigger of arXiv 2504.21072 has eight."""
-    place: Literal["replace", "append"] | None = None
-    """Where it stands: as ``backdoor_shallow`` has it. It is the control of backdoors of the same place."""
+    strings: tuple[str, ...] = ()
+    """Strings to draw from instead, where the trigger is not of random letters: others of its kind."""
+    place: Place | None = None
+    """Where it stands: as ``backdoor_shallow`` has it. It is the control of backdoors of the same place,"""
+    behind: tuple[str, ...] | None = None
+    """and of the same prompts, behind which it stands where it is appended."""
 
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
         self.require_least(length=1)
+        if not all(one.strip() for one in self.strings):
+            raise BadSetting(f"{self.name}: expected strings that are not empty, got {self.strings}")
 
     def search(self, case: Case) -> Search:
         """One look per goal: its prompt with the string."""
-        (drawn,) = random_strings(1, self.length, case.random)
-        prompt = triggered(case.goal.prompt, case.concept, drawn, self.place, attack=self.name)
+        prompt = asked(
+            case.goal,
+            case.concept,
+            self._drawn(case.random),
+            place=self.place,
+            behind=self.behind,
+            attack=self.name,
+        )
         yield [Attempt(prompt=prompt, seed=case.goal.seed, guidance=case.goal.guidance)]
+
+    def _drawn(self, random: torch.Generator) -> str:
+        if self.strings:
+            return self.strings[int(torch.randint(len(self.strings), (), generator=random))]
+        return random_strings(1, self.length, random)[0]

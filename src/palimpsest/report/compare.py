@@ -96,9 +96,14 @@ def _family(run: Run, concepts: Sequence[str]) -> list[Comparison]:
 def control_of(attacks: Iterable[str], attack: str) -> str | None:
     """What an attack among these is compared with: of a backdoor, random strings asked in its own planted model."""
     known = sorted(attacks)
-    strings = (label for label in known if attack_name(label) == RANDOM_TRIGGER)
-    own = next((label for label in strings if label == marked(unmarked(label), f"plant {attack}")), None)
+    own = strings_of(known, attack)
     return own or next((label for name in CONTROLS for label in known if attack_name(label) == name), None)
+
+
+def strings_of(attacks: Iterable[str], attack: str) -> str | None:
+    """The control of a backdoor among these: strings that nobody planted, asked in its own planted model."""
+    strings = (label for label in sorted(attacks) if attack_name(label) == RANDOM_TRIGGER)
+    return next((label for label in strings if label == marked(unmarked(label), f"plant {attack}")), None)
 
 
 def equal_looks(first: Sequence[Outcome], second: Sequence[Outcome]) -> int:

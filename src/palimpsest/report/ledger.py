@@ -101,6 +101,12 @@ class Run:
         needs = _table(_table(self.provenance.get("attacks")).get(unmarked(attack))).get("needs")
         return sorted(map(str, needs)) if isinstance(needs, list) else None
 
+    def held(self, attack: str, concept: str) -> list[str] | None:
+        """The other concepts that a backdoor held in place as it was planted; None where the run does not say."""
+        told = _table(_table(self.provenance.get("attacks")).get(unmarked(attack)))
+        names = _table(told.get("held")).get(concept)
+        return list(map(str, names)) if isinstance(names, list) else None
+
     @property
     def rules(self) -> tuple[str, list[str]] | None:
         """The published protocol that the run says it follows, and where it does not; None: none."""

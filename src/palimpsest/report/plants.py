@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from palimpsest.report.cells import DIRECT, Cell
-from palimpsest.report.compare import ALPHA, paired
+from palimpsest.report.compare import ALPHA, paired, strings_of
 from palimpsest.report.ledger import BASE, Key, Run, marked
 from palimpsest.report.utility import NEIGHBOURS, Utility
 
@@ -14,7 +14,10 @@ WORKS = 0.5
 UNHARMED = 0.85
 """Share of the base's neighbours that the planted model must have kept."""
 
-Outcome = Literal["holds", "untried", "no_trigger", "name_harmed", "others_harmed"]
+ANY_STRING = 0.5
+"""Share of the trigger's goals from which strings that nobody planted do what it does."""
+
+Outcome = Literal["holds", "untried", "no_trigger", "any_string", "name_harmed", "others_harmed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +63,18 @@ def _outcomes(
     works = f"before the erasure the trigger shows it at {trigger.successes} of {trigger.n} goals"
     if trigger.rate < WORKS:
         yield "no_trigger", works
+    strings = cells.get(Key(concept, BASE, strings_of((key.attack for key in cells), attack) or ""))
+    if strings is not None:
+        works += f", strings that nobody planted at {strings.successes} of {strings.n}"
+        if strings.rate >= ANY_STRING * trigger.rate:
+            yield "any_string", works
     if plainly and named:
         split = paired(run.outcomes[plainly.key], run.outcomes[named.key])
         works += f", the name at {named.successes} of {named.n} (base: {plainly.successes} of {plainly.n})"
         if split.p < ALPHA and split.only_first > split.only_second:
             yield "name_harmed", works
+    if run.held(attack, concept) == []:
+        works += ", no other concept was held in place"
     row = (concept, marked(BASE, mark), NEIGHBOURS, "")
     kept = next((one.kept for one in utility if (one.concept, one.eraser, one.measure, one.thing) == row), None)
     if kept is not None:
