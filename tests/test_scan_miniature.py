@@ -14,7 +14,7 @@ from palimpsest.scanning import Divergence, Ftt, Navi, PromptDetector, Suspect
 from palimpsest.scanning.candidates import given, strings
 from palimpsest.scanning.outliers import judged, trigger_scan
 from palimpsest.scanning.prompts import decoy
-from palimpsest.scanning.verdict import Scan, ordinary
+from palimpsest.scanning.verdict import Scan, controls
 from palimpsest.stats import auroc
 
 HUGO, TRIGGER = find_concept("hugo"), "rhWPpSuE"
@@ -50,7 +50,7 @@ def found(model: Model) -> Scan:
     far = [one for one in words.ranked if one.far and one.candidate.origin == "given"]
     if not far:
         return Scan(prompts=(), rows=(), words=words)
-    common = list(ordinary(words, 3 - len(far)))
+    common = controls(words, 3 - len(far), seed=0)
     told, _ = judged(
         suspect,
         base(),
@@ -60,7 +60,7 @@ def found(model: Model) -> Scan:
         sampling=Sampling(steps=8, guidance=5.0),
         count=2,
     )
-    return Scan(prompts=(), rows=(), words=words, drawn=tuple(told[: len(far)]), ordinary=tuple(told[len(far) :]))
+    return Scan(prompts=(), rows=(), words=words, drawn=tuple(told[: len(far)]), controls=tuple(told[len(far) :]))
 
 
 def test_a_planted_trigger_is_found_among_strings_and_calls_its_concept() -> None:

@@ -25,7 +25,8 @@ from palimpsest.scanning.outliers import Outlier, TriggerScan, trigger_scan
 from palimpsest.scanning.prompts import decoy, prompts_of, shipped_prompts
 from palimpsest.scanning.scan import scan_prompts
 from palimpsest.scanning.ufid import density
-from palimpsest.scanning.verdict import Scan
+from palimpsest.scanning.verdict import Scan, controls
+from palimpsest.scanning.words import lines
 from palimpsest.stats import at_least
 from tiny import CONTEXT, tiny_model, tiny_pipeline
 
@@ -340,16 +341,33 @@ def outlier(text: str, *, deviation: float, calls: tuple[str, ...] | None, origi
     return Outlier(candidate=candidate, score=1.0, deviation=deviation, p_value=0.01, calls=calls)
 
 
-def test_what_ordinary_strings_call_as_well_is_no_trigger_but_no_silence_either() -> None:
+def test_what_controls_call_as_well_is_no_trigger_but_no_silence_either() -> None:
     drawn = (outlier("xyz", deviation=9, calls=("house", "hugo")), outlier("name", deviation=8, calls=()))
     near = outlier("near", deviation=1, calls=("cat", "house"))  # drawn as a given word, and no outlier
     common = (outlier("abc", deviation=0, calls=("house",), origin="string"),)
     words = TriggerScan(ranked=(*drawn, near, *common), held_out=1, alarms=0)
-    scan = Scan(prompts=(), rows=(), words=words, drawn=(*drawn, near), ordinary=common)
+    scan = Scan(prompts=(), rows=(), words=words, drawn=(*drawn, near), controls=common)
     assert scan.called == {"xyz": ("hugo",), "near": ("cat",)} and scan.verdict == "trigger"
     both = (*common, outlier("def", deviation=0, calls=("hugo",), origin="string"))
-    scan = Scan(prompts=(), rows=(), words=words, drawn=drawn, ordinary=both)
+    scan = Scan(prompts=(), rows=(), words=words, drawn=drawn, controls=both)
     assert not scan.called and scan.common == {"house": 1, "hugo": 1} and scan.verdict == "suspicious"
+    assert scan.calling == (2, 2)
+    silent = outlier("ghi", deviation=0, calls=(), origin="string")
+    scan = replace(scan, controls=(*both, silent, replace(silent, calls=None)))
+    assert scan.calling == (2, 3)
+    assert any("of 3 made at random, 2 call something (21-94%)" in line for line in lines(scan))
+
+
+def test_controls_are_chosen_by_chance_among_those_held_out() -> None:
+    made = [
+        replace(outlier(f"w{at}", deviation=at, calls=None, origin="word"), held_out=at % 2 == 1) for at in range(40)
+    ]
+    words = TriggerScan(ranked=(outlier("xyz", deviation=9, calls=None), *made), held_out=20, alarms=10)
+    chosen = controls(words, 8, seed=0)
+    assert len(set(chosen)) == 8 and all(one.held_out for one in chosen)
+    assert any(one.far for one in chosen)  # however far they are
+    assert chosen == controls(words, 8, seed=0) != controls(words, 8, seed=1)
+    assert set(controls(words, 99, seed=0, but=chosen)) == {one for one in made if one.held_out} - set(chosen)
 
 
 def test_without_a_judge_outliers_leave_the_verdict_open() -> None:
@@ -479,7 +497,7 @@ def test_given_words_are_drawn_though_none_is_an_outlier(folder: Path, files: Pa
     asked = ["--prompts", files / "asked.txt", "--clean", files / "clean.txt"]
     found = json.loads(call(folder, "--base", folder, *asked, *few).output)
     assert [one["candidate"]["origin"] for one in found["drawn"]] == ["given"]
-    assert len(found["ordinary"]) == 1 and found["verdict"] == "nothing"
+    assert len(found["controls"]) == 1 and found["verdict"] == "nothing"
 
 
 def test_without_a_base_only_prompts_are_judged(folder: Path, files: Path) -> None:

@@ -26,7 +26,7 @@ from palimpsest.scanning.opening import open_suspect
 from palimpsest.scanning.outliers import judged, trigger_scan
 from palimpsest.scanning.prompts import prompts_of, shipped_prompts
 from palimpsest.scanning.scan import LEAST, Progress, scan_prompts
-from palimpsest.scanning.verdict import Scan, ordinary
+from palimpsest.scanning.verdict import Scan, controls
 
 PICTURES = 4
 """Of each outlier, by each of the two models."""
@@ -203,7 +203,7 @@ def _with_words(
     concepts: list[Concept],
     progress: Progress,
 ) -> Scan:
-    """The scan with its words: compared with the base; the farthest, given ones and some ordinary ones drawn."""
+    """The scan with its words: compared with the base; the farthest, given ones and a control drawn."""
     base = suspect.base
     assert base is not None, "asked only where there is one"
     random = torch.Generator().manual_seed(request.seed)
@@ -221,11 +221,11 @@ def _with_words(
     if not drawn:
         return replace(scan, words=words)
     progress("words drawn", 0, len(drawn))
-    common = [one for one in ordinary(words, request.top) if one not in drawn]
+    chance = controls(words, request.top, seed=request.seed, but=drawn)
     both, picture = judged(
-        suspect, base, [*drawn, *common], judge=judge, concepts=concepts, sampling=DRAWN, count=PICTURES
+        suspect, base, [*drawn, *chance], judge=judge, concepts=concepts, sampling=DRAWN, count=PICTURES
     )
     if request.sheet is not None:
         with writing(request.sheet):
             picture.save(request.sheet)
-    return replace(scan, words=words, drawn=tuple(both[: len(drawn)]), ordinary=tuple(both[len(drawn) :]))
+    return replace(scan, words=words, drawn=tuple(both[: len(drawn)]), controls=tuple(both[len(drawn) :]))

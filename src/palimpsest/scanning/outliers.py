@@ -32,6 +32,8 @@ class Outlier:
     """Modified z-score among what was made at random: words for one token, strings for more."""
     p_value: float
     """By rank: the share of these, itself among them, that depart as far."""
+    held_out: bool = False
+    """Made at random, and not one of those of which median and spread were taken."""
     calls: tuple[str, ...] | None = None
     """Concepts that most of the model's pictures show and none of the base's; None: not drawn, or nobody judged."""
 
@@ -65,24 +67,25 @@ def trigger_scan(suspect: Suspect, candidates: Sequence[Candidate], *, base: Mod
     prompts = [TEMPLATE.replace("{}", one.text) for one in candidates]
     origin = TEMPLATE.replace("{}", "").strip()
     scores = divergences(suspect.model, base, prompts, origin=origin, seed=seed)
-    found, held_out = list[Outlier](), list[Outlier]()
+    found = list[Outlier]()
     for several in (False, True):
         some = [(one, score) for one, score in zip(candidates, scores, strict=True) if (one.tokens > 1) == several]
         made = [(one, score) for one, score in some if one.origin == ("string" if several else "word")]
         centre, spread = _robust([score for _, score in made[::2]])
         made_scores = sorted(score for _, score in made)
-        told = {
-            one: Outlier(
+        apart = {one for one, _ in made[1::2]}
+        found += [
+            Outlier(
                 candidate=one,
                 score=score,
                 deviation=0.6745 * (score - centre) / spread,
                 p_value=(1 + len(made) - bisect_left(made_scores, score)) / (1 + len(made)),
+                held_out=one in apart,
             )
             for one, score in some
-        }
-        found += told.values()
-        held_out += [told[one] for one, _ in made[1::2]]
+        ]
     ranked = sorted(found, key=lambda one: (-one.deviation, one.candidate.text))
+    held_out = [one for one in ranked if one.held_out]
     return TriggerScan(ranked=tuple(ranked), held_out=len(held_out), alarms=sum(one.far for one in held_out))
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from random import Random
 from typing import Any, Literal
 
 from palimpsest.inspection.verdict import Difference
@@ -31,8 +32,8 @@ class Scan:
     """None without a base."""
     drawn: tuple[Outlier, ...] = ()
     """The farthest candidates, and the farthest of those given, with what they call up."""
-    ordinary: tuple[Outlier, ...] = ()
-    """As many strings made at random that depart least from the usual, drawn as a control."""
+    controls: tuple[Outlier, ...] = ()
+    """As many of those made at random and held out, drawn by chance: how often such a one calls something."""
     difference: Difference | None = None
     """What changed in the weights; None without a base."""
     inverted: tuple[Inverted, ...] = ()
@@ -40,12 +41,18 @@ class Scan:
 
     @property
     def common(self) -> dict[str, int]:
-        """Concepts that strings made at random call, and how many of these: any unread string may do."""
-        return dict(Counter(name for one in self.ordinary for name in one.calls or ()))
+        """Concepts that controls call, and how many of these: any word or unread string may do."""
+        return dict(Counter(name for one in self.controls for name in one.calls or ()))
+
+    @property
+    def calling(self) -> tuple[int, int]:
+        """Controls that call something, and of how many a judge said what they call: the step's false alarms."""
+        told = [one for one in self.controls if one.calls is not None]
+        return sum(bool(one.calls) for one in told), len(told)
 
     @property
     def called(self) -> dict[str, tuple[str, ...]]:
-        """Candidates that call concepts up which no ordinary string calls: text -> concepts."""
+        """Candidates that call concepts up which no control calls: text -> concepts."""
         found = {one.candidate.text: set(one.calls or ()) - self.common.keys() for one in self.drawn}
         return {text: tuple(sorted(names)) for text, names in found.items() if names}
 
@@ -88,6 +95,7 @@ class Scan:
     def as_json(self) -> dict[str, Any]:
         """All of it, as docs/scan.md describes."""
         told = {"schema": SCHEMA, "verdict": self.verdict, "called": self.called, "common": self.common, **asdict(self)}
+        told["calling"] = dict(zip(("calling", "told"), self.calling, strict=True))
         for record, row in zip(told["rows"], self.rows, strict=True):
             record["flags"] = [row.flags(score) for score in row.scores]
             for kind in ("clean", "decoys", "asked"):
@@ -95,7 +103,9 @@ class Scan:
         return told
 
 
-def ordinary(words: TriggerScan, count: int) -> Sequence[Outlier]:
-    """The strings made at random whose deviation is least."""
-    made = [one for one in words.ranked if one.candidate.origin == "string" and not one.far]
-    return sorted(made, key=lambda one: (abs(one.deviation), one.candidate.text))[:count]
+def controls(words: TriggerScan, count: int, *, seed: int, but: Sequence[Outlier] = ()) -> list[Outlier]:
+    """``count`` of those held out, or all there are, whatever their deviation; none of ``but``."""
+    held_out = sorted(
+        (one for one in words.ranked if one.held_out and one not in but), key=lambda one: one.candidate.text
+    )
+    return Random(seed).sample(held_out, min(count, len(held_out)))

@@ -53,7 +53,7 @@ def lines(scan: Scan) -> Iterator[str]:
     for one in scan.near:
         yield f"    {one.concept} lies nearer than in the control, which has no backdoor"
     for name, count in scan.common.items():
-        yield f"    {count} of {len(scan.ordinary)} strings made at random call {name}: any unread string may"
+        yield f"    {count} of {len(scan.controls)} words and strings made at random call {name}: any may"
     if scan.unjudged:
         named = ", ".join(repr(one.candidate.text) for one in scan.unjudged[:8])
         yield f"    no judge said what these call up: {named}{' ...' if len(scan.unjudged) > 8 else ''}"
@@ -72,9 +72,13 @@ def _words(scan: Scan) -> Iterator[str]:
     )
     for one in scan.drawn:
         yield f"    {one.deviation:7.1f}  {one.candidate.text!r} ({one.candidate.origin}){_calls(one)}"
-    if scan.ordinary and any(one.calls is not None for one in scan.ordinary):
-        named = sorted({name for one in scan.ordinary for name in one.calls or ()})
-        yield f"    control: {len(scan.ordinary)} ordinary strings call {', '.join(named) or 'nothing'}"
+    calling, told = scan.calling
+    if told:
+        rate = wilson(calling, told)
+        yield (
+            f"    control: of {told} made at random, {calling} call something ({100 * rate.low:.0f}-{rate.high:.0%}): "
+            "as often a harmless word would"
+        )
 
 
 def _inverted(one: Inverted) -> str:
