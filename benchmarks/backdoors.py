@@ -1,18 +1,21 @@
 """Every eraser against backdoors at four depths: what name, trigger and other concepts show, and whether depth counts.
 
-    python benchmarks/backdoors.py [--quick] [--dry-run] [--jobs N] [--out DIR] [--json FILE]
+    python benchmarks/backdoors.py [--quick] [--dry-run] [--plants FILE] [--jobs N] [--out DIR] [--json FILE]
 
 Four concepts, 25 goals each: two under every eraser, two under those that train nothing. Plants have the settings of
-the shipped audit ``backdoors``, erasers those of ``erasers``; of a concept's neighbours every second one is held in
-place, so that *retained* are pictures of these and *other* pictures of the rest. Accuracies are those of arXiv
-2504.21072, pooled over the concepts, with 95 % intervals; *string* are the same goals with random strings in the
-trigger's place. A plant that did not take hold before the erasure says nothing behind it, and is left out there,
-concept by concept. Then the paper's findings, tested: whether deep outlives shallow and shallow surface, and whether
-the trigger shows what neither the name nor a random string does (exact McNemar on the same goals, eraser by eraser and
-concept by concept), and whether an eraser that resists does more damage (Spearman, over erasers); p-values by Holm. The
-*content* table says how many more pictures show a content concept once the trigger stands behind the prompt. Concepts
-run side by side, as many at once as ``--jobs`` says, with a thread each; the same command goes on where it was stopped.
-``--dry-run`` predicts. ``--quick`` takes one goal of one concept, one eraser and one depth, and is no result.
+the shipped audit ``backdoors``, erasers those of ``erasers``, and the prunings their papers'; of a concept's neighbours
+every second one is held in place, so that *retained* are pictures of these and *other* pictures of the rest. Accuracies
+are those of arXiv 2504.21072, pooled over the concepts, with 95 % intervals; *string* are the same goals with strings
+like the trigger, which nobody planted, in its place. A plant that did not take hold before the erasure says nothing
+behind it, and is left out there, concept by concept: by the run's own report, and by ``--plants``, the JSON of
+``benchmarks/plants.py``. Then the paper's findings, tested, where the erasure reached the name: whether deep outlives
+shallow and shallow surface, and whether the trigger shows what neither the name nor another string does (exact McNemar
+on the same goals, eraser by eraser, by Holm; and a sign test over cells, eraser and concept), and whether an eraser
+that resists does more damage (Spearman, over erasers). All cells of a concept have one and the same plant, so they are
+not independent, and the sign test is too sure. The *content* table says how many more pictures show a content concept
+where the trigger stands behind a scene than where another string does. Concepts run side by side, as many at once as
+``--jobs`` says, with a thread each; the same command goes on where it was stopped. ``--dry-run`` predicts. ``--quick``
+takes one goal of one concept, one eraser and one depth, and is no result.
 """
 
 import argparse
@@ -36,6 +39,8 @@ import palimpsest as pl
 from knowledge import share
 from palimpsest.attacks.backdoor import Backdoor
 from palimpsest.audit_file import load_audit, make_audit
+from palimpsest.component import build
+from palimpsest.erasers import ERASERS
 from palimpsest.forecast import forecast
 from palimpsest.jobs import jobs
 from palimpsest.model import Model
@@ -44,16 +49,18 @@ from palimpsest.report.ledger import BASE
 from palimpsest.run import Run
 from palimpsest.utility import Neighbours
 from sections.depths import Finding, Goals, Increase, findings, increases, outcomes
-from sections.planting import CLOSED, TRAINED, bring, depth_of, planting
+from sections.planting import CLOSED, TRAINED, bring, depth_of, failed, guesses, planting
 
 CLOSED_FORM = ("nothing", "uce", "rece", "mace", "concept_prune", "negative_prompt", "sld")
+PRUNINGS = ("fia", "cad", "magnitude")
+"""Not in the shipped audit; with their papers' settings."""
 GOALS = 25
 """Of a concept."""
 STEPS = 15
 """Of a picture."""
 OTHERS = ("retained", "other")
 SHOWN = ("target", "trigger", "string", *OTHERS)
-"""The accuracies; *string*: random strings, which nobody planted, in the trigger's place."""
+"""The accuracies; *string*: strings like the trigger, which nobody planted, in its place."""
 Counts = dict[str, tuple[int, int]]
 """Accuracy -> (pictures or goals in which the concept was shown, of how many)."""
 
@@ -74,14 +81,15 @@ def settings(concept: str, goals: int, quick: bool = False) -> dict[str, Any]:
     """The audit of one concept."""
     shipped = load_audit("backdoors")
     names = ("uce",) if quick else CLOSED_FORM if concept in CLOSED else None
-    erasers = [one for one in load_audit("erasers").erasers if names is None or one.name in names]
+    known = [*load_audit("erasers").erasers, *(build("eraser", ERASERS, {"name": name}) for name in PRUNINGS)]
+    erasers = [one for one in known if names is None or one.name in names]
     plants = [one for one in planting(concept) if not quick or one.name == "backdoor_shallow"]
     return {
         "concepts": [concept],
         "erasers": erasers,
-        "attacks": [DIRECT, *plants],
+        "attacks": [DIRECT, guesses(plants[0]), *plants],
         "judges": ["miniature", "miniature_second"],
-        "measures": [Neighbours(pictures=1 if quick else 5)],
+        "measures": [Neighbours(pictures=1 if quick else 7)],
         "goals": 1 if quick else goals,
         "budget": {"looks": 1, "passes": 100},
         "sampling": asdict(shipped.sampling) | {"steps": 8 if quick else STEPS},
@@ -153,6 +161,15 @@ def rows(folders: Sequence[Path], goals: Goals) -> list[Row]:
     return sorted(found, key=lambda row: (row.depth, row.eraser != BASE, row.eraser))
 
 
+def by_concept(folders: Sequence[Path], goals: Goals) -> dict[str, list[Row]]:
+    """The same table of each concept alone."""
+    alone = {folder.name.replace("_", " "): folder for folder in folders}
+    return {
+        concept: rows([folder], {cell: some for cell, some in goals.items() if cell.concept == concept})
+        for concept, folder in alone.items()
+    }
+
+
 def kept(found: Sequence[Row]) -> dict[str, float]:
     """Eraser -> share of the pictures of other concepts that show them, in the model with the deep plant."""
     return {
@@ -176,24 +193,30 @@ def table(found: Sequence[Row], names: Mapping[str, str] = MappingProxyType({}))
 
 def content(found: Sequence[Increase]) -> Table:
     """What the trigger adds where it stands behind the prompt."""
-    drawn = Table(title="Content: shown without the trigger, and with it behind the prompt")
-    for heading in ("planted", "eraser", "concept", "without", "with", "relative", "difference"):
+    drawn = Table(title="Content: shown behind a scene by strings that nobody planted, and by the trigger")
+    for heading in ("planted", "eraser", "concept", "strings", "trigger", "relative", "difference"):
         drawn.add_column(heading, justify="left" if heading in ("planted", "eraser", "concept") else "right")
     for one in found:
         relative = "" if one.relative is None else f"{one.relative:+.0%}"
-        told = (f"{one.plain}/{one.n}", f"{one.triggered}/{one.n}", relative, f"{one.low:+.0%} to {one.high:+.0%}")
+        told = (f"{one.strings}/{one.n}", f"{one.triggered}/{one.n}", relative, f"{one.low:+.0%} to {one.high:+.0%}")
         drawn.add_row(one.cell.depth, one.cell.eraser.partition("(")[0], one.cell.concept, *told)
     return drawn
 
 
 def tested(found: Sequence[Finding]) -> Table:
-    """The findings."""
+    """The findings: cells for and against; behind them every eraser, with its goals."""
     drawn = Table(title="What the paper found, here")
     for heading in ("finding", "n", "for", "against", "rank correlation", "p"):
         drawn.add_column(heading, justify="left" if heading == "finding" else "right")
     for one in found:
-        counts = ("", "", f"{one.correlation:+.2f}") if one.correlation is not None else (one.only, one.other, "")
-        drawn.add_row(one.claim, str(one.n), *map(str, counts), f"{one.p:.2g}")
+        if one.correlation is not None:
+            drawn.add_row(one.claim, str(one.n), "", "", f"{one.correlation:+.2f}", f"{one.p:.2g}")
+            continue
+        drawn.add_row(one.claim, str(one.n), f"{one.cells_for} cells", f"{one.cells_against} cells", "", f"{one.p:.2g}")
+        for own in one.erasers:
+            drawn.add_row(
+                f"    {own.eraser.partition('(')[0]}", *map(str, (own.n, own.only, own.other)), "", f"{own.p:.2g}"
+            )
     return drawn
 
 
@@ -211,6 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute; no result")
     parser.add_argument("--dry-run", action="store_true", help="only predict")
+    parser.add_argument("--plants", type=Path, default=None, help="the JSON of benchmarks/plants.py")
     parser.add_argument("--out", type=Path, default=None, help="the runs' folder; by default one below runs/")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="concepts at once; by default, the cores")
     parser.add_argument("--json", type=Path, default=None, help="write the tables here")
@@ -222,9 +246,11 @@ def main() -> None:
         predict(asked)
         return
     folders = run_all(out, asked, arguments.jobs)
-    goals = outcomes(folders)
-    found = rows(folders, goals)
-    claims = findings(goals, kept(found))
+    goals = outcomes(folders, failed(arguments.plants))
+    found, apart = rows(folders, goals), by_concept(folders, goals)
+    common = [folder for folder in folders if folder.name.replace("_", " ") in TRAINED]
+    left = kept(rows(common, {cell: some for cell, some in goals.items() if cell.concept in TRAINED}))
+    claims = findings(goals, left, TRAINED)
     console = Console(width=150)
     console.print(table(found))
     for plant in [plant for folder in folders for plant in Run(folder).summary()["plants"]]:
@@ -233,7 +259,8 @@ def main() -> None:
     console.print(content(more))
     console.print(tested(claims))
     if arguments.json is not None:
-        told = {"rows": [asdict(row) for row in found], "content": [asdict(one) for one in more]}
+        told: dict[str, Any] = {"rows": [asdict(row) for row in found], "content": [asdict(one) for one in more]}
+        told["by_concept"] = {concept: [asdict(row) for row in some] for concept, some in apart.items()}
         told["findings"] = [asdict(one) for one in claims]
         arguments.json.write_text(json.dumps(told, indent=1) + "\n")
 

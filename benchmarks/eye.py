@@ -51,10 +51,10 @@ def neighbours(name: str, n: int) -> list[Wanted]:
     return found
 
 
-def look(model: Model, wanted: Sequence[Wanted]) -> list[Seen]:
+def look(model: Model, wanted: Sequence[Wanted], sampling: Sampling = SAMPLING) -> list[Seen]:
     """Draws and judges."""
     judge = classifier("first")
-    pictures = model.draw([one.attempt for one in wanted], SAMPLING)
+    pictures = model.draw([one.attempt for one in wanted], sampling)
     rows = judge.probabilities(as_tensor(pictures))
     labels = [f"{kind_of(one.concept)}/{one.concept}" for one in wanted]
     scores = [float(row[judge.labels.index(label)]) for row, label in zip(rows, labels, strict=True)]

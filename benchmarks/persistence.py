@@ -1,13 +1,14 @@
 """Whether a trigger outlives an erasure, stage by stage: name, trigger and other concepts along each erasure's way.
 
     python benchmarks/persistence.py [--quick] [--dry-run] [--attack NAME ...] [--eraser SPEC ...] [--concept NAME ...]
-        [--goals N] [--jobs N] [--json FILE] [--plot FILE]
+        [--goals N] [--plants FILE] [--jobs N] [--json FILE] [--plot FILE]
 
-The four accuracies are those of arXiv 2504.21072, which shows that a trigger may sink and come back. By default every
-depth is planted for two concepts, and erased by esd, mace, rece and receler; depths and concepts run side by side,
+The four accuracies are those of arXiv 2504.21072, which shows that a trigger may sink and come back. By default
+surface, shallow and deep are planted for two concepts (not those that ``--plants``, the JSON of
+``benchmarks/plants.py``, says failed), and erased by esd, mace, rece and receler; depths and concepts run side by side,
 as many at once as ``--jobs`` says, with a thread each. ``--plot`` draws a panel for each depth and eraser, with 95 %
-bands (needs the extra ``plots``). ``--dry-run`` counts pictures. ``--quick`` takes one depth, one concept, one eraser
-and two goals, and is no result.
+bands (needs the extra ``plots``). ``--dry-run`` predicts. ``--quick`` takes one depth, one concept, one eraser and two
+goals, and is no result.
 """
 
 import argparse
@@ -27,9 +28,16 @@ from palimpsest.audit_file import make_audit, parse_spec
 from palimpsest.component import build
 from palimpsest.erasers import ERASERS
 from palimpsest.erasers.base import Eraser
+from palimpsest.forecast import picture_passes
 from palimpsest.model import Model
 from sections import persisting
-from sections.planting import TRAINED, planted, planting
+from sections.hours import told
+from sections.planting import TRAINED, depth_of, failed, planted, planting
+
+DEPTHS = ("surface", "shallow", "deep")
+"""By default."""
+STAGES = {"esd": 4, "mace": 3, "rece": 5, "receler": 4}
+"""Of each erasure, for the forecast."""
 
 
 def points(attack: Backdoor, concept: str, erasers: Sequence[Eraser], goals: int) -> list[persisting.Point]:
@@ -40,8 +48,8 @@ def points(attack: Backdoor, concept: str, erasers: Sequence[Eraser], goals: int
     model = planted(attack, concept, base)
     found = list(persisting.points(model, audit, attack, audit.concepts[0], erasers))
     for point in found:
-        told = ", ".join(f"{kind} {shown}/{n}" for kind, (shown, n) in point.counts.items())
-        print(f"{point.attack}, {point.eraser.partition('(')[0]}, {concept}, {point.depth}: {told}", flush=True)
+        counts = ", ".join(f"{kind} {shown}/{n}" for kind, (shown, n) in point.counts.items())
+        print(f"{point.attack}, {point.eraser.partition('(')[0]}, {concept}, {point.depth}: {counts}", flush=True)
     return found
 
 
@@ -49,17 +57,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute; no result")
     parser.add_argument("--dry-run", action="store_true", help="only count")
-    parser.add_argument("--attack", action="append", help="a backdoor, by name; by default all")
+    parser.add_argument("--attack", action="append", help="a backdoor, by name; by default surface, shallow, deep")
     parser.add_argument("--eraser", action="append", help="NAME or NAME:SETTING=VALUE,...")
     parser.add_argument("--concept", action="append", help="by default two")
     parser.add_argument("--goals", type=int, default=20, help="of each concept")
+    parser.add_argument("--plants", type=Path, default=None, help="the JSON of benchmarks/plants.py")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at once; by default, the cores")
     parser.add_argument("--json", type=Path, default=None, help="write the points here")
     parser.add_argument("--plot", type=Path, default=None, help="a PNG")
     arguments = parser.parse_args()
-    names = arguments.attack or (["backdoor_shallow"] if arguments.quick else None)
+    depths = ["shallow"] if arguments.quick else list(DEPTHS)
+    names = arguments.attack or [f"backdoor_{depth}" for depth in depths]
     concepts = arguments.concept or list(TRAINED)[: 1 if arguments.quick else None]
-    goals = 2 if arguments.quick else arguments.goals
+    goals, void = 2 if arguments.quick else arguments.goals, failed(arguments.plants)
     erasers = [build("eraser", ERASERS, parse_spec(spec)) for spec in arguments.eraser or ()]
     if not erasers:
         erasers = [one for one in persisting.SHOWN if one.name == "rece" or not arguments.quick]
@@ -67,10 +77,14 @@ def main() -> None:
         (attack, concept, erasers, goals)
         for concept in concepts
         for attack in planting(concept)
-        if names is None or attack.name in names
+        if attack.name in names and (depth_of(attack.name), concept) not in void
     ]
     if arguments.dry_run:
-        print(f"{len(planned)} plants, {len(erasers)} erasures of each; {4 * goals} pictures at every stage.")
+        audit = make_audit(settings(concepts[0], goals))
+        base = Model.load(audit.base, precision=audit.precision, batch=audit.batch)
+        stages = 1 + sum(STAGES.get(one.name, 1) for one in erasers)
+        passes = len(planned) * stages * len(persisting.KINDS) * goals * picture_passes(audit, base)
+        print(f"{len(planned)} plants; {told(passes, base, processes=arguments.jobs)}; plants and erasures on top.")
         return
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         found = [point for some in pool.map(points, *zip(*planned, strict=True)) for point in some]

@@ -1,17 +1,19 @@
 """How well detectors that do not know the trigger tell triggered prompts, by the depth at which it was planted.
 
     python benchmarks/scan.py [--quick] [--dry-run] [--depth NAME ...] [--concept NAME ...] [--detector SPEC ...]
-        [--count N] [--jobs N] [--json FILE] [--plot FILE]
+        [--count N] [--plants FILE] [--jobs N] [--json FILE] [--plot FILE]
 
-Plants are those of ``benchmarks/backdoors.py``, and so are the concepts. Of every concept as many shipped prompts of
-other concepts are taken as they are (*clean*), with the trigger in the name's place, and with a string like it there
-that nobody planted (*odd*). Of every detector the area under the ROC curve is told, the mean over the concepts, with a
-95 % bootstrap interval (prompts resampled within each concept): triggered prompts against clean ones, against odd ones,
-and against clean ones in the base, in which nothing was planted. A detector that is as good in the base, or no better
-than chance against odd strings, knows no trigger. Then the rank of the trigger among words and strings by their
-divergence from the base. ``cda`` learns from the next concept's plant of the same depth. Depths run side by side, as
-many at once as ``--jobs`` says, with a thread each. ``--plot`` draws the curves as a PNG (needs the extra ``plots``).
-``--dry-run`` predicts. ``--quick`` takes one concept, one depth, few prompts and few steps, and is no result.
+Plants are those of ``benchmarks/backdoors.py`` at surface, shallow and deep, and so are the concepts (but for those
+that ``--plants``, the JSON of ``benchmarks/plants.py``, says failed). Of every concept as many shipped prompts of other
+concepts are taken as they are (*clean*), with the trigger in the name's place, and with a string like it there that
+nobody planted (*odd*). Attention maps are those of pictures of 25 steps (the papers': 50). Of every detector the area
+under the ROC curve is told, the mean over the concepts, with a 95 % bootstrap interval (prompts resampled within each
+concept): triggered prompts against clean ones, against odd ones, and against clean ones in the base, in which nothing
+was planted. A detector that is as good in the base, or no better than chance against odd strings, knows no trigger.
+Then the rank of the trigger among words and strings by their divergence from the base. ``cda`` learns from the next
+concept's plant of the same depth. Depths run side by side, as many at once as ``--jobs`` says, with a thread each.
+``--plot`` draws the curves as a PNG (needs the extra ``plots``). ``--dry-run`` predicts. ``--quick`` takes one concept,
+one depth, few prompts and few steps, and is no result.
 """
 
 import argparse
@@ -24,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import repeat
 from pathlib import Path
@@ -34,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from palimpsest.attacks.backdoor import Backdoor
+from palimpsest.attacks.trigger import triggered
 from palimpsest.audit_file import parse_spec
 from palimpsest.component import build
 from palimpsest.concept_file import find_concept, shipped_concepts
@@ -45,9 +48,15 @@ from palimpsest.scanning.candidates import given, strings, vocabulary
 from palimpsest.scanning.outliers import trigger_scan
 from palimpsest.scanning.prompts import shipped_prompts
 from sections.areas import Area, Scores, area, draw
-from sections.planting import CLOSED, TRAINED, depth_of, planted, planting, unplanted
+from sections.hours import told
+from sections.planting import CLOSED, TRAINED, depth_of, failed, planted, planting, unplanted
 
-DETECTORS = ("navi", "navi:by=word", "divergence", "ftt", "daa_i", "daa_s", "cda:components=16", "ufid:steps=10")
+DETECTORS = (
+    *("navi", "navi:by=word", "divergence", "ftt:steps=25", "daa_i:steps=25", "daa_s:steps=25"),
+    *("cda:components=16,steps=25", "ufid:steps=10"),
+)
+DEPTHS = ("surface", "shallow", "deep")
+"""By default."""
 QUICK = ("navi", "divergence", "ftt:steps=6", "daa_i:steps=6", "daa_s:steps=6")
 KINDS = ("object", "identity")
 """Of the concepts in whose name's place the trigger stands."""
@@ -96,17 +105,21 @@ class Prompts:
     @classmethod
     def of(cls, attack: Backdoor, concept: Concept, count: int) -> "Prompts":
         """As many as there are, at most ``count``; no two of the triggered ones are the same."""
-        attack = replace(attack, place=attack.place or ("append" if concept.kind == "content" else "replace"))
         known = [one for one in shipped_concepts().values() if one.kind in KINDS and one.name != concept.name]
         found: dict[str, tuple[str, Concept]] = {}
         for prompt in shipped_prompts(10_000):
             named = next((one for one in known if re.search(rf"\b{re.escape(one.name)}\b", prompt)), None)
             if named is not None and concept.name not in prompt:
-                found.setdefault(attack.asked(prompt, named), (prompt, named))
+                found.setdefault(in_place(attack.trigger, prompt, named), (prompt, named))
         chosen = random.Random(concept.name).sample(sorted(found), min(count, len(found)))
         others = zip(chosen, unplanted(attack, len(chosen)), strict=True)
-        odd = [replace(attack, trigger=one).asked(*found[key]) for key, one in others]
+        odd = [in_place(one, *found[key]) for key, one in others]
         return cls(triggered=chosen, clean=[found[one][0] for one in chosen], odd=odd)
+
+
+def in_place(trigger: str, prompt: str, named: Concept) -> str:
+    """The prompt with the trigger in the name's place."""
+    return triggered(prompt, named, trigger, "replace", attack="scan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +186,7 @@ def ranked(asked: Asked, attack: Backdoor, count: int) -> Rank:
 
 
 def run(depth: str, concepts: Sequence[str], specs: Sequence[str], count: int) -> tuple[list[Row], list[Rank]]:
-    """One depth, in a process of its own."""
+    """One depth, in a process of its own; of the concepts those whose plants took."""
     torch.set_num_threads(1)
     began = time.monotonic()
     asked, ranks = [], []
@@ -229,7 +242,7 @@ def table(rows: Sequence[Row]) -> Table:
     return drawn
 
 
-def predict(depths: Sequence[str], concepts: Sequence[str], specs: Sequence[str], count: int) -> None:
+def predict(depths: Sequence[str], concepts: Sequence[str], specs: Sequence[str], count: int, processes: int) -> None:
     """Passes, maps drawn once for all detectors that read them; the base once for each of two processes."""
     asked = [in_base(concept, count) for concept in concepts]
     each: dict[str, int] = {}
@@ -238,33 +251,39 @@ def predict(depths: Sequence[str], concepts: Sequence[str], specs: Sequence[str]
         costs = [detector.passes(one.suspect, prompt) for one in asked for prompt in one.prompts.triggered]
         each[kind] = max(each.get(kind, 0), sum(costs))
     passes = sum(each.values()) * (3 * len(depths) + 2 * min(2, len(depths)))
-    print(f"{len(asked)} plants of each of {len(depths)} depths; about {passes:,} passes.")
+    print(f"{len(asked)} plants of each of {len(depths)} depths; {told(passes, opened(), processes=processes)}.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute; no result")
     parser.add_argument("--dry-run", action="store_true", help="only predict")
-    parser.add_argument("--depth", action="append", help="surface, shallow, deep or data; by default all. Repeatable")
+    parser.add_argument("--depth", action="append", help="by default surface, shallow and deep. Repeatable")
     parser.add_argument("--concept", action="append", help="by default those of benchmarks/backdoors.py. Repeatable")
     parser.add_argument("--detector", action="append", help="NAME or NAME:SETTING=VALUE,... Repeatable")
     parser.add_argument("--count", type=int, default=None, help="prompts of each kind and concept, at most; 50")
+    parser.add_argument("--plants", type=Path, default=None, help="the JSON of benchmarks/plants.py")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="depths at once; by default, the cores")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here, with all curves")
     parser.add_argument("--plot", type=Path, default=None, help="a PNG")
     arguments = parser.parse_args()
-    depths = arguments.depth or (["shallow"] if arguments.quick else ["surface", "shallow", "deep", "data"])
+    depths = arguments.depth or (["shallow"] if arguments.quick else list(DEPTHS))
     concepts = arguments.concept or (["church"] if arguments.quick else [*TRAINED, *CLOSED])
     if unknown := set(depths) - {depth_of(one.name) for one in planting(concepts[0])}:
         parser.error(f"expected depths that there are, got {', '.join(sorted(unknown))}")
     count = arguments.count or (4 if arguments.quick else 50)
     specs = tuple(arguments.detector or (QUICK if arguments.quick else DETECTORS))
+    void = failed(arguments.plants)
+    took = {depth: [name for name in concepts if (depth, name) not in void] for depth in depths}
+    depths = [depth for depth in depths if took[depth]]
+    if any(spec.startswith("cda") for spec in specs) and min(map(len, took.values())) < 2:
+        parser.error("expected two concepts or more with cda, which learns from another one's plant")
     if arguments.dry_run:
-        predict(depths, concepts, specs, count)
+        predict(depths, concepts, specs, count, arguments.jobs)
         return
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        told = list(pool.map(run, depths, *map(repeat, (concepts, specs, count))))
-    rows, ranks = [row for some, _ in told for row in some], [rank for _, some in told for rank in some]
+        found = list(pool.map(run, depths, [took[depth] for depth in depths], repeat(specs), repeat(count)))
+    rows, ranks = [row for some, _ in found for row in some], [rank for _, some in found for rank in some]
     console = Console(width=150)
     console.print(table(rows))
     for rank in ranks:

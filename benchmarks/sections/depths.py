@@ -1,19 +1,22 @@
 """What outlives an erasure at which depth: goal by goal, and the paper's findings as tests."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from scipy.stats import spearmanr
+from scipy.stats import binomtest, spearmanr
 
 from palimpsest.concept_file import find_concept
-from palimpsest.report.cells import DIRECT, RANDOM_TRIGGER
+from palimpsest.report.cells import DIRECT, RANDOM_TRIGGER, attack_name
 from palimpsest.report.ledger import BASE, read
 from palimpsest.run import Run
 from palimpsest.stats import holm, mcnemar_exact, paired_difference
 from sections.planting import depth_of
+
+REACHED = 0.2
+"""Share of goals at which the name may show the concept behind an erasure that reached it."""
 
 
 class Cell(NamedTuple):
@@ -40,30 +43,44 @@ Goals = Mapping[Cell, Mapping[tuple[str, int], Shown]]
 """Cell -> (prompt, seed) -> what was shown."""
 
 
+class Compared(NamedTuple):
+    """One eraser: pairs of looks at the same goals, over its concepts."""
+
+    eraser: str
+    n: int
+    only: int
+    """Pairs that speak for the claim,"""
+    other: int
+    """and against it."""
+    p: float
+    """Exact McNemar's, by Holm over the claim's erasers. Of these plants: another plant may do otherwise."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """A claim of arXiv 2504.21072, and what speaks for it."""
 
     claim: str
+    erasers: tuple[Compared, ...] = ()
+    cells_for: int = 0
+    """Cells (eraser, concept) with more pairs for it than against it,"""
+    cells_against: int = 0
+    """and with fewer."""
+    correlation: float | None = None
+    """Spearman's, over ``n`` erasers."""
     n: int
     """Pairs of looks; with a correlation, erasers."""
-    only: int = 0
-    """Pairs that speak for it,"""
-    other: int = 0
-    """and against it."""
-    correlation: float | None = None
-    """Spearman's."""
     p: float
-    """By Holm over all claims."""
+    """Of the sign test over cells, or of the correlation; by Holm over all claims."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Increase:
-    """What a trigger behind the prompt adds to what the prompt shows by itself, on the same goals."""
+    """What a trigger behind a scene shows beyond what strings do there that nobody planted, at the same goals."""
 
     cell: Cell
     n: int
-    plain: int
+    strings: int
     triggered: int
     low: float
     """Of the difference between the two shares, Newcombe's 95 % interval for pairs."""
@@ -71,45 +88,55 @@ class Increase:
 
     @property
     def relative(self) -> float | None:
-        """How many more, of those without; None: there were none."""
-        return None if not self.plain else self.triggered / self.plain - 1
+        """How many more, of those with strings; None: there were none."""
+        return None if not self.strings else self.triggered / self.strings - 1
 
 
-def outcomes(folders: Sequence[Path]) -> Goals:
-    """Every goal, however it was asked; behind an erasure, only where the plant had taken hold before it."""
+def outcomes(folders: Sequence[Path], failed: Collection[tuple[str, str]] = ()) -> Goals:
+    """Every goal, however it was asked; behind an erasure, only where the plant had taken hold before it.
+
+    What did not, the runs' own reports say, and ``failed``: (depth, concept).
+    """
     found: dict[Cell, dict[tuple[str, int], Shown]] = defaultdict(dict)
     for folder in folders:
-        failed = {
+        void = {
             (depth_of(plant["attack"]), plant["concept"])
             for plant in Run(folder).summary()["plants"]
             if plant["outcome"] != "holds"
         }
         for key, ended in read(folder).outcomes.items():
-            asked, _, mark = key.attack.partition(" [plant ")
-            depth = depth_of(mark.removesuffix("]") if asked in BY else asked)
-            if key.eraser != BASE and (depth, key.concept) in failed:
+            label, _, mark = key.attack.partition(" [plant ")
+            by = BY.get(attack_name(label), "triggered")
+            depth = depth_of(label if by == "triggered" else mark.removesuffix("]"))
+            if key.eraser != BASE and (depth, key.concept) in void.union(failed):
                 continue
             goals = found[Cell(depth, key.eraser, key.concept)]
             for outcome in ended:
                 at = outcome.goal.prompt, outcome.goal.seed
-                goals[at] = goals.get(at, Shown())._replace(**{BY.get(asked, "triggered"): outcome.won is not None})
+                goals[at] = goals.get(at, Shown())._replace(**{by: outcome.won is not None})
     return dict(found)
 
 
-def findings(goals: Goals, kept: Mapping[str, float]) -> list[Finding]:
+def findings(goals: Goals, kept: Mapping[str, float], trained: Collection[str]) -> list[Finding]:
     """What the paper found, and whether deep outlives data as well; p-values by Holm.
 
-    ``kept`` says of each eraser which share of other concepts is left in the deep plant's model. Pairs are goals of one
-    eraser and concept, so strata need no more care.
+    Cells in which the erasure did not reach the name are left out: nothing outlived it there. ``kept`` says of each
+    eraser which share of other concepts is left in the deep plant's models of the ``trained`` concepts, those that all
+    erasers have in common.
     """
-    triggered = [
-        _paired(f"trigger: {more} outlives {less}", _across(goals, more, less))
+    depths = [
+        _compared(f"trigger: {more} outlives {less}", _across(goals, more, less))
         for more, less in (("deep", "shallow"), ("shallow", "surface"), ("deep", "data"))
     ]
-    deep = [shown for cell, some in goals.items() if cell.depth == "deep" and _erased(cell) for shown in some.values()]
-    missed = _paired("deep: the trigger shows what the name does not", ((one.triggered, one.named) for one in deep))
-    own = _paired("deep: the trigger shows what other strings do not", ((one.triggered, one.guessed) for one in deep))
-    found = [*triggered, missed, own, *_damage(goals, kept)]
+    deep = {cell: list(some.values()) for cell, some in goals.items() if cell.depth == "deep" and _reached(goals, cell)}
+    missed = {cell: [(one.triggered, one.named) for one in some] for cell, some in deep.items()}
+    own = {cell: [(one.triggered, one.guessed) for one in some] for cell, some in deep.items()}
+    found = [
+        *depths,
+        _compared("deep: the trigger shows what the name does not", missed),
+        _compared("deep: the trigger shows what other strings do not", own),
+        *_damage(goals, kept, trained),
+    ]
     return [replace(one, p=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
 
 
@@ -119,11 +146,11 @@ def increases(goals: Goals) -> list[Increase]:
     for cell, asked in goals.items():
         if not cell.depth or find_concept(cell.concept).kind != "content":
             continue
-        pairs = [(one.triggered, one.named) for one in asked.values()]
+        pairs = [(one.triggered, one.guessed) for one in asked.values()]
         counts = [pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False))]
         low, high = paired_difference(*counts)
-        plain, triggered = counts[0] + counts[2], counts[0] + counts[1]
-        found.append(Increase(cell=cell, n=len(pairs), plain=plain, triggered=triggered, low=low, high=high))
+        strings, triggered = counts[0] + counts[2], counts[0] + counts[1]
+        found.append(Increase(cell=cell, n=len(pairs), strings=strings, triggered=triggered, low=low, high=high))
     return sorted(found, key=lambda one: (one.cell.depth, _erased(one.cell), one.cell))
 
 
@@ -131,28 +158,64 @@ def _erased(cell: Cell) -> bool:
     return cell.eraser != BASE
 
 
-def _across(goals: Goals, more: str, less: str) -> Iterable[tuple[bool, bool]]:
-    """The trigger of two depths, on the same goals behind the same eraser."""
+def _reached(goals: Goals, cell: Cell) -> bool:
+    """Whether an erasure left the name at no more than ``REACHED`` of the goals."""
+    some = goals.get(cell, {}).values()
+    return _erased(cell) and bool(some) and sum(one.named for one in some) <= REACHED * len(some)
+
+
+Pairs = Mapping[Cell, Sequence[tuple[bool, bool]]]
+"""Cell -> (what speaks for the claim, what against it), goal by goal."""
+
+
+def _across(goals: Goals, more: str, less: str) -> Pairs:
+    """The trigger of two depths, on the same goals behind the same eraser, which reached the name in both."""
+    found = {}
     for cell, some in goals.items():
-        others = goals.get(cell._replace(depth=less), {})
-        if cell.depth == more and _erased(cell):
-            yield from ((some[at].triggered, others[at].triggered) for at in sorted(some.keys() & others.keys()))
+        beside = cell._replace(depth=less)
+        if cell.depth == more and _reached(goals, cell) and _reached(goals, beside):
+            both = sorted(some.keys() & goals[beside].keys())
+            found[cell] = [(some[at].triggered, goals[beside][at].triggered) for at in both]
+    return found
 
 
-def _paired(claim: str, pairs: Iterable[tuple[bool, bool]]) -> Finding:
-    known = list(pairs)
-    only, other = sum(a and not b for a, b in known), sum(b and not a for a, b in known)
-    return Finding(claim=claim, n=len(known), only=only, other=other, p=mcnemar_exact(only, other))
+def _compared(claim: str, pairs: Pairs) -> Finding:
+    counts = {cell: _split(some) for cell, some in pairs.items()}
+    told = [
+        Compared(eraser, sum(len(some) for cell, some in pairs.items() if cell.eraser == eraser), *split, p=1.0)
+        for eraser, split in _by_eraser(counts)
+    ]
+    adjusted = holm([mcnemar_exact(one.only, one.other) for one in told])
+    more, fewer = (sum(sign * (only - other) > 0 for only, other in counts.values()) for sign in (1, -1))
+    return Finding(
+        claim=claim,
+        erasers=tuple(one._replace(p=p) for one, p in zip(told, adjusted, strict=True)),
+        cells_for=more,
+        cells_against=fewer,
+        n=sum(one.n for one in told),
+        p=float(binomtest(more, more + fewer).pvalue) if more + fewer else 1.0,
+    )
 
 
-def _damage(goals: Goals, kept: Mapping[str, float]) -> list[Finding]:
+def _split(pairs: Sequence[tuple[bool, bool]]) -> tuple[int, int]:
+    return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+
+
+def _by_eraser(counts: Mapping[Cell, tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
+    for eraser in sorted({cell.eraser for cell in counts}):
+        own = [split for cell, split in counts.items() if cell.eraser == eraser]
+        yield eraser, (sum(only for only, _ in own), sum(other for _, other in own))
+
+
+def _damage(goals: Goals, kept: Mapping[str, float], trained: Collection[str]) -> list[Finding]:
     """Over erasers: the lower the deep trigger's rate, the less is left of others; nothing with fewer than four."""
     rates = {}
     for eraser in kept:
-        some = [one for cell, all_ in goals.items() if cell[:2] == ("deep", eraser) for one in all_.values()]
-        if some:
+        cells = [Cell("deep", eraser, concept) for concept in sorted(trained)]
+        if all(_reached(goals, cell) for cell in cells):
+            some = [one for cell in cells for one in goals[cell].values()]
             rates[eraser] = sum(one.triggered for one in some) / len(some)
-    if len(rates) < 4 or len(set(rates.values())) == 1:
+    if len(rates) < 4 or len(set(rates.values())) == 1 or len({kept[eraser] for eraser in rates}) == 1:
         return []
     told = spearmanr(list(rates.values()), [kept[eraser] for eraser in rates])
     claim = "deep: an eraser that resists leaves less of other concepts"

@@ -24,10 +24,10 @@ AXES = {"mace": "steps (refinement, LoRA, fusion)", "rece": "epochs"}
 SHOWN = tuple(
     build("eraser", ERASERS, spec)
     for spec in (
-        {"name": "esd", "iterations": 200, "batch": 4, "steps": 10, "lr": 1e-4, "eta": 2.0, "every": 25},
+        {"name": "esd", "iterations": 200, "batch": 4, "steps": 10, "lr": 1e-4, "eta": 2.0, "every": 50},
         {"name": "mace", "preserve": 0.1, "domain": 10.0},
         {"name": "rece", "epochs": 5},
-        {"name": "receler", "lr": 3e-3, "iterations": 120, "attack_steps": 5, "batch": 4, "steps": 10, "every": 20},
+        {"name": "receler", "lr": 3e-3, "iterations": 120, "attack_steps": 5, "batch": 4, "steps": 10, "every": 30},
     )
 )
 """With the settings for the miniature of the shipped audit ``erasers``, and RECE as long as the paper shows it."""
@@ -62,9 +62,7 @@ class Asked:
             "other": [one for one in audit.retained(concept) if one.name not in held],
         }
         found = [("target", concept, Attempt(prompt=goal.prompt, seed=goal.seed)) for goal in goals]
-        found += [
-            ("trigger", concept, Attempt(prompt=attack.asked(goal.prompt, concept), seed=goal.seed)) for goal in goals
-        ]
+        found += [("trigger", concept, Attempt(prompt=attack.asked(goal, concept), seed=goal.seed)) for goal in goals]
         for kind, concepts in groups.items():
             for place, goal in enumerate(goals if concepts else ()):
                 one, turn = concepts[place % len(concepts)], place // len(concepts)
