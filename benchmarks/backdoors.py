@@ -191,6 +191,12 @@ def table(found: Sequence[Row], names: Mapping[str, str] = MappingProxyType({}))
     return drawn
 
 
+def planted(folders: Sequence[Path]) -> list[str]:
+    """Of every plant whether it took, as the runs' reports have it, without the plants' settings."""
+    plants = [plant for folder in folders for plant in Run(folder).summary()["plants"]]
+    return [plant["sentence"].replace(plant["attack"], depth_of(plant["attack"])) for plant in plants]
+
+
 def content(found: Sequence[Increase]) -> Table:
     """What the trigger adds where it stands behind the prompt."""
     drawn = Table(title="Content: shown behind a scene by strings that nobody planted, and by the trigger")
@@ -253,8 +259,7 @@ def main() -> None:
     claims = findings(goals, left, TRAINED)
     console = Console(width=150)
     console.print(table(found))
-    for plant in [plant for folder in folders for plant in Run(folder).summary()["plants"]]:
-        console.print(plant["sentence"])
+    console.print("\n".join(planted(folders)))
     more = increases(goals)
     console.print(content(more))
     console.print(tested(claims))

@@ -1,7 +1,7 @@
 """What remedies leave of a trigger, at what cost to everything else, before and after.
 
-    python benchmarks/remedies.py [--quick] [--dry-run] [--concept NAME ...] [--depth NAME ...] [--jobs N] [--out DIR]
-        [--json FILE]
+    python benchmarks/remedies.py [--quick] [--dry-run] [--concept NAME ...] [--depth NAME ...] [--plants FILE]
+        [--jobs N] [--out DIR] [--json FILE]
 
 Every depth is planted as in ``benchmarks/backdoors.py`` and erased by uce, alone and with each remedy. The trigger is
 known to ``widened`` alone, the base to ``reset``, pictures of the concept to ``erase_again``, and nothing to text
@@ -19,13 +19,12 @@ from typing import Any
 
 from rich.console import Console
 
-from backdoors import GOALS, predict, rows, run_all, settings, table
+from backdoors import GOALS, planted, predict, rows, run_all, settings, table
 from palimpsest.component import build
 from palimpsest.erasers import ERASERS
 from palimpsest.erasers.base import Eraser
-from palimpsest.run import Run
 from sections.depths import outcomes
-from sections.planting import TRAINED, depth_of, planting
+from sections.planting import TRAINED, depth_of, failed, guesses, planting
 
 UCE = {"name": "uce", "expand": True, "retain": True, "lam": 2.0}
 """Erases more, and keeps more, than the paper's settings (docs/scan.md)."""
@@ -61,6 +60,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="only predict")
     parser.add_argument("--concept", action="append", help="by default two")
     parser.add_argument("--depth", action="append", help="surface, shallow, deep or data; by default all. Repeatable")
+    parser.add_argument("--plants", type=Path, default=None, help="the JSON of benchmarks/plants.py")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="concepts at once; by default, the cores")
     parser.add_argument("--out", type=Path, default=None, help="the runs' folder; by default one below runs/")
     parser.add_argument("--json", type=Path, default=None, help="write the table here")
@@ -75,16 +75,17 @@ def main() -> None:
     for concept in concepts:
         plants = [one for one in planting(concept) if depths is None or depth_of(one.name) in depths]
         asked = settings(concept, GOALS, arguments.quick)
-        planned.append(asked | {"erasers": erasers, "attacks": ["direct", *plants], "name": "remedies"})
+        planned.append(
+            asked | {"erasers": erasers, "attacks": ["direct", guesses(plants[0]), *plants], "name": "remedies"}
+        )
     if arguments.dry_run:
         predict(planned)
         return
     folders = run_all(out, planned, arguments.jobs)
-    found = rows(folders, outcomes(folders))
+    found = rows(folders, outcomes(folders, failed(arguments.plants)))
     console = Console(width=150)
     console.print(table(found, names))
-    for plant in [plant for folder in folders for plant in Run(folder).summary()["plants"]]:
-        console.print(plant["sentence"])
+    console.print("\n".join(planted(folders)))
     if arguments.json is not None:
         told = [asdict(row) | {"eraser": names[row.eraser]} for row in found]
         arguments.json.write_text(json.dumps(told, indent=1) + "\n")
