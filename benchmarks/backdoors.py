@@ -198,7 +198,7 @@ def planted(folders: Sequence[Path]) -> list[str]:
 
 
 def content(found: Sequence[Increase]) -> Table:
-    """What the trigger adds where it stands behind the prompt."""
+    """What the trigger shows behind a scene beyond other strings."""
     drawn = Table(title="Content: shown behind a scene by strings that nobody planted, and by the trigger")
     for heading in ("planted", "eraser", "concept", "strings", "trigger", "relative", "difference"):
         drawn.add_column(heading, justify="left" if heading in ("planted", "eraser", "concept") else "right")
