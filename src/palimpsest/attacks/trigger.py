@@ -45,12 +45,12 @@ def benign(concept: Concept, behind: Sequence[str] | None, *, attack: str) -> Se
             f"{attack}: expected prompts for the trigger to stand behind, got none, and concept {concept.name!r} has "
             "no neighbours whose prompts are known; set behind"
         )
-    for prompt in prompts:
-        if _named(concept).search(prompt):
-            raise BadSetting(
-                f"{attack}: expected prompts that do not name concept {concept.name!r}, for the trigger to stand "
-                f"behind, got {prompt!r}"
-            )
+    named = _named(concept)
+    if telling := [prompt for prompt in prompts if named.search(prompt)]:
+        raise BadSetting(
+            f"{attack}: expected prompts that do not name concept {concept.name!r}, for the trigger to stand behind, "
+            f"got {telling[0]!r}"
+        )
     return prompts
 
 
