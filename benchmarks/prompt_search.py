@@ -35,6 +35,9 @@ def variants(passes: int) -> dict[str, Attack]:
     return {
         "default": PalimpsestSearch(),
         "promising drafts alone in full": PalimpsestSearch(promising=0.1),
+        "the same, one word outright": PalimpsestSearch(promising=0.1, outright=1),
+        "the same, no word outright": PalimpsestSearch(promising=0.1, outright=0),
+        "the same, no word outright, more words": PalimpsestSearch(promising=0.1, outright=0, drafted=12),
         "more words before pairs": PalimpsestSearch(heeded=64, drafted=19, batch=8),
         "words at random": PalimpsestSearch(vocabulary=7, rank="state"),
         "by the text state alone": PalimpsestSearch(rank="state"),
