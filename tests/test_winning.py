@@ -47,3 +47,11 @@ def test_what_is_won_after_the_cut_does_not_count() -> None:
     rows = comparisons({UNLEARN_DIFF: theirs, OURS: ours, RANDOM: theirs})
     counted = [(row["ours"], row["theirs"], row["alone"]) for row in rows[:3]]
     assert counted == [(1, 1, [0, 0]), (1, 0, [1, 0]), (2, 1, [1, 0])]
+    # Nor does what the second judge does not see.
+    ours = [ours[0]._replace(confirmed=False), ours[1]]
+    told = {
+        row["comparison"]: (row["ours"], row["theirs"])
+        for row in comparisons({UNLEARN_DIFF: theirs, OURS: ours, RANDOM: theirs})
+    }
+    assert told["unlearn_diff in full, ours at a tenth, confirmed"] == (0, 1)
+    assert told["both cut off, confirmed"] == (0, 0)

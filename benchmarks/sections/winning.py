@@ -128,6 +128,9 @@ def comparisons(goals: Mapping[str, Sequence[Spent]]) -> list[dict[str, Any]]:
     def early(goal: Spent) -> bool:
         return goal.within(cut)
 
+    def early_twice(goal: Spent) -> bool:
+        return goal.within(cut) and goal.confirmed
+
     return [
         compared(
             f"unlearn_diff in full, ours at a tenth of its passes (each goal cut off at {cut})",
@@ -136,6 +139,8 @@ def comparisons(goals: Mapping[str, Sequence[Spent]]) -> list[dict[str, Any]]:
         compared(f"both cut off at {cut} passes a goal", *_marks(ours, early, theirs, early)),
         compared("unlearn_diff, both in full", *_marks(ours, ended, theirs, ended)),
         compared("unlearn_diff, both in full, confirmed", *_marks(ours, seen_twice, theirs, seen_twice)),
+        compared("unlearn_diff in full, ours at a tenth, confirmed", *_marks(ours, early_twice, theirs, seen_twice)),
+        compared("both cut off, confirmed", *_marks(ours, early_twice, theirs, early_twice)),
         compared("random_prefix at as many looks", *_marks(ours, ended, words, ended)),
     ]
 
