@@ -38,7 +38,7 @@ from rich.table import Table
 import palimpsest as pl
 from knowledge import share
 from palimpsest.attacks.backdoor import Backdoor
-from palimpsest.audit_file import load_audit, make_audit
+from palimpsest.audit_file import load_audit, make_audit, parse_spec
 from palimpsest.component import build
 from palimpsest.erasers import ERASERS
 from palimpsest.forecast import forecast
@@ -48,12 +48,13 @@ from palimpsest.report.cells import DIRECT
 from palimpsest.report.ledger import BASE
 from palimpsest.run import Run
 from palimpsest.utility import Neighbours
+from prompt_attacks import CAD
 from sections.depths import Finding, Goals, Increase, findings, increases, outcomes
 from sections.planting import CLOSED, TRAINED, bring, depth_of, failed, guesses, planting
 
 CLOSED_FORM = ("nothing", "uce", "rece", "mace", "concept_prune", "negative_prompt", "sld")
-PRUNINGS = ("fia", "cad", "magnitude")
-"""Not in the shipped audit; with their papers' settings."""
+PRUNINGS = ("fia", CAD, "magnitude")
+"""Not in the shipped audit; with their papers' settings, where these take anything of the miniature."""
 GOALS = 25
 """Of a concept."""
 STEPS = 15
@@ -81,7 +82,7 @@ def settings(concept: str, goals: int, quick: bool = False) -> dict[str, Any]:
     """The audit of one concept."""
     shipped = load_audit("backdoors")
     names = ("uce",) if quick else CLOSED_FORM if concept in CLOSED else None
-    known = [*load_audit("erasers").erasers, *(build("eraser", ERASERS, {"name": name}) for name in PRUNINGS)]
+    known = [*load_audit("erasers").erasers, *(build("eraser", ERASERS, parse_spec(spec)) for spec in PRUNINGS)]
     erasers = [one for one in known if names is None or one.name in names]
     plants = [one for one in planting(concept) if not quick or one.name == "backdoor_shallow"]
     return {
