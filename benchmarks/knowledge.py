@@ -106,7 +106,8 @@ def draw(found: Sequence[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
     axes.plot([0, 1], [0, 1], color="#d8d2c8", lw=1, zorder=0)
     told = sorted(found, key=lambda row: (row.shown / row.goals, row.known / row.pictures))
-    for place, row in enumerate(told):
+    names: dict[tuple[float, float], list[str]] = defaultdict(list)
+    for row in told:
         x, y = row.shown / row.goals, row.known / row.pictures
         bars = [
             abs(end - at)
@@ -125,14 +126,9 @@ def draw(found: Sequence[Row], path: Path) -> None:
             elinewidth=0.6,
             alpha=0.9,
         )
-        above = place % 2 == 0
-        axes.annotate(
-            row.eraser.partition("(")[0],
-            (x, y),
-            xytext=(6, 5 if above else -12),
-            textcoords="offset points",
-            fontsize=9,
-        )
+        names[x, y].append(row.eraser.partition("(")[0])
+    for point, those in names.items():
+        axes.annotate(", ".join(those), point, xytext=(6, 5), textcoords="offset points", fontsize=9)
     axes.set(
         xlabel="shows: goals at which the concept is shown, asked plainly",
         ylabel="knows: pictures of the concept that the denoiser takes for it",
