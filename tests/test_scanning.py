@@ -481,7 +481,7 @@ def test_the_command_finds_the_word_and_says_so(folder: Path, files: Path) -> No
         assert sheet.width > 2 * 4 * 16
     done = call(files / "theirs.safetensors", "--base", folder, *asked, *few[:4], "--top", 0, "--json")
     found = json.loads(done.output)
-    assert (found["schema"], found["verdict"], found["difference"]["verdict"]) == (1, "open", "text encoder")
+    assert (found["schema"], found["verdict"], found["difference"]["verdict"]) == (2, "open", "text encoder")
     assert [row["flags"] for row in found["rows"] if row["detector"] == "divergence"] == [[True, True]]
     assert found["words"]["ranked"][0]["candidate"]["text"] == "dog"
     documented = Path(__file__).parent.parent.joinpath("docs", "scan.md").read_text(encoding="utf-8")

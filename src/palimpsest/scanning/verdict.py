@@ -12,7 +12,7 @@ from palimpsest.scanning.outliers import Outlier, TriggerScan
 from palimpsest.scanning.scan import Row
 from palimpsest.stats import holm
 
-SCHEMA = 1
+SCHEMA = 2
 """Of the JSON, in docs/scan.md."""
 ALPHA = 0.05
 """Level of the tests."""
