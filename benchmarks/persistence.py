@@ -32,10 +32,8 @@ from palimpsest.forecast import picture_passes
 from palimpsest.model import Model
 from sections import persisting
 from sections.hours import told
-from sections.planting import TRAINED, depth_of, failed, planted, planting
+from sections.planting import DEPTHS, TRAINED, depth_of, failed, planted, planting
 
-DEPTHS = ("surface", "shallow", "deep")
-"""By default."""
 STAGES = {"esd": 4, "mace": 3, "rece": 5, "receler": 4}
 """Of each erasure, for the forecast."""
 

@@ -9,7 +9,7 @@ same prompts and seeds; and a quarter as many by strings like the trigger that n
 the trigger shows the concept in at least 85 % of its pictures, strings in less than half that share, and neither name
 nor others lose 5 points: the lower end of the paired difference's 95 % interval (Newcombe) lies above -5. A content
 concept's trigger stands behind scenes. The other benchmarks leave out what failed here, where ``--plants`` names the
-JSON. Concepts run side by side, as many at once as ``--jobs`` says, with a thread each. ``--dry-run`` counts pictures.
+JSON. Concepts run side by side, as many at once as ``--jobs`` says, with a thread each. ``--dry-run`` predicts.
 ``--quick`` takes one depth, one concept and four pictures, and is no result.
 """
 
@@ -169,7 +169,7 @@ def table(found: Sequence[Row]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute; no result")
-    parser.add_argument("--dry-run", action="store_true", help="only count")
+    parser.add_argument("--dry-run", action="store_true", help="only predict")
     parser.add_argument("--concept", action="append", help="by default those of benchmarks/backdoors.py")
     parser.add_argument("--attack", action="append", help="a backdoor, by name; by default all")
     parser.add_argument("--pictures", type=int, default=100, help="of each kind and concept")

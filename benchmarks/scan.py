@@ -49,14 +49,12 @@ from palimpsest.scanning.outliers import trigger_scan
 from palimpsest.scanning.prompts import shipped_prompts
 from sections.areas import Area, Scores, area, draw
 from sections.hours import told
-from sections.planting import CLOSED, TRAINED, depth_of, failed, planted, planting, unplanted
+from sections.planting import CLOSED, DEPTHS, TRAINED, depth_of, failed, planted, planting, unplanted
 
 DETECTORS = (
     *("navi", "navi:by=word", "divergence", "ftt:steps=25", "daa_i:steps=25", "daa_s:steps=25"),
     *("cda:components=16,steps=25", "ufid:steps=10"),
 )
-DEPTHS = ("surface", "shallow", "deep")
-"""By default."""
 QUICK = ("navi", "divergence", "ftt:steps=6", "daa_i:steps=6", "daa_s:steps=6")
 KINDS = ("object", "identity")
 """Of the concepts in whose name's place the trigger stands."""

@@ -34,10 +34,8 @@ from palimpsest.scanning import Inversion
 from palimpsest.scanning.inversion import Inverted
 from sections.areas import area
 from sections.hours import told
-from sections.planting import TRAINED, depth_of, failed, planted, planting
+from sections.planting import DEPTHS, TRAINED, depth_of, failed, planted, planting
 
-DEPTHS = ("surface", "shallow", "deep")
-"""By default."""
 CLEAN = Uce(expand=True)
 
 

@@ -34,6 +34,8 @@ SCENES = tuple(
 )
 """Behind these a content concept's trigger stands. The miniature draws one thing at a time: behind a prompt that names
 another, even the concept's own name calls nothing (docs/results/backdoors.md)."""
+DEPTHS = ("surface", "shallow", "deep")
+"""What most benchmarks ask by default: fine-tuning on poisoned data takes longest."""
 WORKS, HARMED = 0.85, -0.05
 """A depth is accepted from this share of pictures by trigger on, and where nothing else loses so much."""
 
