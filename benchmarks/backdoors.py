@@ -1,6 +1,7 @@
 """Every eraser against backdoors at four depths: what name, trigger and other concepts show, and whether depth counts.
 
     python benchmarks/backdoors.py [--quick] [--dry-run] [--plants FILE] [--jobs N] [--out DIR] [--json FILE]
+        [--plot FILE]
 
 Four concepts, 25 goals each: two under every eraser, two under those that train nothing. Plants have the settings of
 the shipped audit ``backdoors``, erasers those of ``erasers``, and the prunings their papers'; of a concept's neighbours
@@ -14,8 +15,9 @@ on the same goals, eraser by eraser, by Holm; and a sign test over cells, eraser
 that resists does more damage (Spearman, over erasers). All cells of a concept have one and the same plant, so they are
 not independent, and the sign test is too sure. The *content* table says how many more pictures show a content concept
 where the trigger stands behind a scene than where another string does. Concepts run side by side, as many at once as
-``--jobs`` says, with a thread each; the same command goes on where it was stopped. ``--dry-run`` predicts. ``--quick``
-takes one goal of one concept, one eraser and one depth, and is no result.
+``--jobs`` says, with a thread each; the same command goes on where it was stopped. ``--plot`` draws the table as a PNG
+(needs the extra ``plots``). ``--dry-run`` predicts. ``--quick`` takes one goal of one concept, one eraser and one
+depth, and is no result.
 """
 
 import argparse
@@ -49,8 +51,9 @@ from palimpsest.report.ledger import BASE
 from palimpsest.run import Run
 from palimpsest.utility import Neighbours
 from prompt_attacks import CAD
+from sections import overview
 from sections.depths import Finding, Goals, Increase, findings, increases, outcomes
-from sections.planting import CLOSED, TRAINED, bring, depth_of, failed, guesses, planting
+from sections.planting import CLOSED, DEPTHS, TRAINED, bring, depth_of, failed, guesses, planting
 
 CLOSED_FORM = ("nothing", "uce", "rece", "mace", "concept_prune", "negative_prompt", "sld")
 PRUNINGS = ("fia", CAD, "magnitude")
@@ -192,10 +195,18 @@ def table(found: Sequence[Row], names: Mapping[str, str] = MappingProxyType({}))
     return drawn
 
 
+def shares(found: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
+    """Depth -> eraser -> accuracy -> share."""
+    told: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+    for row in found:
+        name = row.eraser.partition("(")[0]
+        told[row.depth or "nothing"][name] = {kind: shown / n for kind, (shown, n) in row.counts.items()}
+    return {depth: told[depth] for depth in ("nothing", *DEPTHS, "data") if depth in told}
+
+
 def planted(folders: Sequence[Path]) -> list[str]:
-    """Of every plant whether it took, as the runs' reports have it, without the plants' settings."""
-    plants = [plant for folder in folders for plant in Run(folder).summary()["plants"]]
-    return [plant["sentence"].replace(plant["attack"], depth_of(plant["attack"])) for plant in plants]
+    """Of every plant whether it took, as the runs' reports have it."""
+    return [plant["sentence"] for folder in folders for plant in Run(folder).summary()["plants"]]
 
 
 def content(found: Sequence[Increase]) -> Table:
@@ -245,6 +256,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="the runs' folder; by default one below runs/")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="concepts at once; by default, the cores")
     parser.add_argument("--json", type=Path, default=None, help="write the tables here")
+    parser.add_argument("--plot", type=Path, default=None, help="a PNG")
     arguments = parser.parse_args()
     out = arguments.out or Path("runs") / ("benchmark-backdoors-quick" if arguments.quick else "benchmark-backdoors")
     concepts = ("hugo",) if arguments.quick else (*TRAINED, *CLOSED)
@@ -264,6 +276,8 @@ def main() -> None:
     more = increases(goals)
     console.print(content(more))
     console.print(tested(claims))
+    if arguments.plot is not None:
+        overview.draw(shares(found), SHOWN, arguments.plot)
     if arguments.json is not None:
         told: dict[str, Any] = {"rows": [asdict(row) for row in found], "content": [asdict(one) for one in more]}
         told["by_concept"] = {concept: [asdict(row) for row in some] for concept, some in apart.items()}

@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors import safe_open
 
 from palimpsest import fitting, report
@@ -14,6 +16,7 @@ from palimpsest.attacks.base import Attack, Need
 from palimpsest.forecast import forecast
 from palimpsest.jobs import jobs
 from palimpsest.model import Model
+from palimpsest.run import Run
 from palimpsest.runner import Runner
 from palimpsest.store import Store
 from scripted import Dampen, audit, made, run, trials
@@ -173,6 +176,7 @@ def told(
     strings: int | None = None,
     strings_before: int | None = None,
     held: list[str] | None = None,
+    attack: str = "plants",
 ):
     """A run in which an erasure holds, and a trigger shows the concept at ``after`` goals behind it.
 
@@ -192,24 +196,24 @@ def told(
     cell("nothing", "direct", N)
     cell("esd", "direct", 0)
     if tried:
-        cell("nothing", "plants", trigger, "plants")
-        cell("nothing", "direct", name, "plants")
-    cell("esd", "plants", after, "plants")
-    cell("esd", "direct", name_after, "plants")
+        cell("nothing", attack, trigger, attack)
+        cell("nothing", "direct", name, attack)
+    cell("esd", attack, after, attack)
+    cell("esd", "direct", name_after, attack)
     if strings is not None:
         cell("esd", "random_prefix", 0)
-        cell("esd", "random_trigger", strings, "plants")
+        cell("esd", "random_trigger", strings, attack)
     if strings_before is not None:
-        cell("nothing", "random_trigger", strings_before, "plants")
-        cell("esd", "random_trigger", 0, "plants")
-    for eraser, seen, plant in (("nothing", 100, ""), ("esd", 95, ""), ("nothing", others, "plants")):
+        cell("nothing", "random_trigger", strings_before, attack)
+        cell("esd", "random_trigger", 0, attack)
+    for eraser, seen, plant in (("nothing", 100, ""), ("esd", 95, ""), ("nothing", others, attack)):
         synthetic.reading("church", eraser, "fish", seen, 100)
         reading = synthetic.readings[-1]
         synthetic.readings[-1] = replace(reading, victim=replace(reading.victim, plant=plant))
     synthetic.write(folder)
     if held is not None:
         known = json.loads((folder / "provenance.json").read_text())
-        known["attacks"]["plants"]["held"] = {"church": held}
+        known["attacks"][attack]["held"] = {"church": held}
         (folder / "provenance.json").write_text(json.dumps(known))
     return report.summary(folder)
 
@@ -233,6 +237,16 @@ def test_a_plant_says_what_strings_show_and_whether_anything_was_held_in_place(t
     assert "held in place" not in plant["sentence"]
     (plant,) = told(tmp_path / "bare", held=[])["plants"]
     assert plant["outcome"] == "holds" and "no other concept was held in place" in plant["sentence"]
+
+
+def test_a_plants_settings_stand_in_no_sentence(tmp_path: Path) -> None:
+    said = told(tmp_path, after=N, name_after=N, attack="plants(templates=('a photo of {}', 'a sketch of {}'),by=2.0)")
+    (plant,), (verdict,) = said["plants"], said["verdicts"]
+    assert plant["sentence"].startswith("Planted: plants in church: ")
+    assert "Not erased once plants had planted: " in verdict["sentence"]
+    written = StringIO()
+    Run(tmp_path).table(Console(file=written, width=200))
+    assert "Planted: plants in church: " in written.getvalue() and "templates" not in written.getvalue()
 
 
 def test_a_trigger_that_worked_and_no_longer_does_was_withstood(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from palimpsest import report
 from palimpsest.errors import printable
+from palimpsest.report.cells import short_names
 from palimpsest.report.export import frame
 from palimpsest.report.judged import Judged, judged
 from palimpsest.report.utility import number
@@ -70,8 +71,9 @@ def _print(found: dict[str, Any], console: Console) -> None:
         console.print(_text(f"Not measured: {missed['measure']}. {missed['why']}"))
     for plant in found["plants"]:
         console.print(_text(plant["sentence"]))
+    names = short_names(verdict["eraser"] for verdict in found["verdicts"])
     for verdict in found["verdicts"]:
-        name = printable(f"{verdict['concept']}, {verdict['eraser']}: ")
+        name = printable(f"{verdict['concept']}, {names[verdict['eraser']]}: ")
         console.print(Text.assemble((name, "bold"), printable(verdict["sentence"])))
 
 
@@ -87,7 +89,7 @@ def judges_table(rows: Iterable[Judged]) -> Table:
         table.add_column(heading, overflow="fold")
     for heading in ("threshold", "of it", "interval", "of others", "interval", "AUROC"):
         table.add_column(heading, justify="right", no_wrap=True)
-    names = _short(row.judge for row in rows)
+    names = short_names(row.judge for row in rows)
     for row in rows:
         shares = (
             text
@@ -109,7 +111,7 @@ def _attacks(cells: list[dict[str, Any]]) -> Table:
         table.add_column(heading, overflow="fold")
     for heading in ("shown", "rate", "interval", "looks", "passes"):
         table.add_column(heading, justify="right", no_wrap=True)
-    names = {key: _short(cell[key] for cell in cells) for key in ("eraser", "attack")}
+    names = {key: short_names(cell[key] for cell in cells) for key in ("eraser", "attack")}
     before = ("", "")
     for cell in cells:
         here = (cell["concept"], cell["eraser"])
@@ -136,7 +138,7 @@ def _asr(rows: list[dict[str, Any]]) -> Table:
         table.add_column(heading, overflow="fold")
     for heading in ("pre-ASR", "ASR", "pre-ASR", "ASR", "seconds", "of 50 rounds"):
         table.add_column(heading, justify="right", no_wrap=True)
-    names = {key: _short(row[key] for row in rows) for key in ("eraser", "attack")}
+    names = {key: short_names(row[key] for row in rows) for key in ("eraser", "attack")}
     for row in rows:
         table.add_row(
             *(_text(word) for word in (row["concept"], *(names[key][row[key]] for key in names))),
@@ -145,13 +147,6 @@ def _asr(rows: list[dict[str, Any]]) -> Table:
             *(f"{row[time]:.1f}" for time in ("seconds", "extended")),
         )
     return table
-
-
-def _short(labels: Iterable[str]) -> dict[str, str]:
-    """Labels without their settings, where the name alone says which it is; the report has them whole."""
-    known = sorted(set(labels))
-    names = [label.partition("(")[0] for label in known]
-    return {label: name if names.count(name) == 1 else label for label, name in zip(known, names, strict=True)}
 
 
 def _number(value: float | None, unit: str) -> str:
@@ -164,7 +159,7 @@ def _utility(rows: list[dict[str, Any]]) -> Table:
         table.add_column(heading, overflow="fold")
     for heading in ("value", "interval", "base's", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
-    names = _short(row["eraser"] for row in rows)
+    names = short_names(row["eraser"] for row in rows)
     for row in rows:
         if ":" not in row["measure"]:  # the rows behind a measure's own stand in the report
             eraser = names[row["eraser"]]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from palimpsest.report.cells import DIRECT, Cell
+from palimpsest.report.cells import DIRECT, Cell, short_names
 from palimpsest.report.compare import ALPHA, paired, strings_of
 from palimpsest.report.ledger import BASE, Key, Run, marked
 from palimpsest.report.utility import NEIGHBOURS, Utility
@@ -38,15 +38,16 @@ class Plant:
 def plants(run: Run, cells: Mapping[Key, Cell], utility: list[Utility]) -> list[Plant]:
     """One per concept and attack that plants something, sorted."""
     pairs = {(key.concept, key.attack) for key in cells if "plant" in (run.needs(key.attack) or ())}
-    return [_plant(run, cells, utility, *pair) for pair in sorted(pairs)]
+    names = short_names(key.attack for key in cells)
+    return [_plant(run, cells, utility, *pair, name=names[pair[1]]) for pair in sorted(pairs)]
 
 
-def _plant(run: Run, cells: Mapping[Key, Cell], utility: list[Utility], concept: str, attack: str) -> Plant:
+def _plant(run: Run, cells: Mapping[Key, Cell], utility: list[Utility], concept: str, attack: str, name: str) -> Plant:
     outcome, told = next(_outcomes(run, cells, utility, concept, attack))
     head = "Planted" if outcome == "holds" else "Not planted"
     rest = "" if outcome == "holds" else "; that it reaches nothing after an erasure would say nothing"
     return Plant(
-        concept=concept, attack=attack, outcome=outcome, sentence=f"{head}: {attack} in {concept}: {told}{rest}."
+        concept=concept, attack=attack, outcome=outcome, sentence=f"{head}: {name} in {concept}: {told}{rest}."
     )
 
 

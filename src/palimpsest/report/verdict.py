@@ -99,7 +99,7 @@ class _Evidence:
         """The first rule that applies."""
         outcome, sentence = next(self._rules())
         unerased = (
-            f"Not erased once {attack} had planted: asked plainly, {_of(self.plain[attack])} goals show "
+            f"Not erased once {self.names[attack]} had planted: asked plainly, {_of(self.plain[attack])} goals show "
             f"{self.concept}; what its trigger shows says nothing."
             for attack in sorted(self._unerased() - {plant.attack for plant in self.unplanted})
         )
