@@ -1,7 +1,7 @@
 """Every eraser against backdoors at four depths: what name, trigger and other concepts show, and whether depth counts.
 
     python benchmarks/backdoors.py [--quick] [--dry-run] [--plants FILE] [--jobs N] [--out DIR] [--json FILE]
-        [--plot FILE]
+        [--plot FILE] [--pack DIR] [--ledgers DIR]
 
 Four concepts, 25 goals each: two under every eraser, two under those that train nothing. Plants have the settings of
 the shipped audit ``backdoors``, erasers those of ``erasers``, and the prunings their papers'; of a concept's neighbours
@@ -16,14 +16,16 @@ that resists does more damage (Spearman, over erasers). All cells of a concept h
 not independent, and the sign test is too sure. The *content* table says how many more pictures show a content concept
 where the trigger stands behind a scene than where another string does. Concepts run side by side, as many at once as
 ``--jobs`` says, with a thread each; the same command goes on where it was stopped. ``--plot`` draws the table as a PNG
-(needs the extra ``plots``). ``--dry-run`` predicts. ``--quick`` takes one goal of one concept, one eraser and one
-depth, and is no result.
+(needs the extra ``plots``). ``--pack`` keeps the runs' ledgers, and ``--ledgers`` runs nothing, but prints the tables
+of such, as they lie in docs/results/backdoors. ``--dry-run`` predicts. ``--quick`` takes one goal of one concept, one
+eraser and one depth, and is no result.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -53,6 +55,7 @@ from palimpsest.utility import Neighbours
 from prompt_attacks import CAD
 from sections import overview
 from sections.depths import Finding, Goals, Increase, findings, increases, outcomes
+from sections.ledgers import pack, unpack
 from sections.planting import CLOSED, DEPTHS, TRAINED, bring, depth_of, failed, guesses, planting
 
 CLOSED_FORM = ("nothing", "uce", "rece", "mace", "concept_prune", "negative_prompt", "sld")
@@ -248,23 +251,8 @@ def predict(asked: Sequence[Mapping[str, Any]]) -> None:
     print(f"At most {passes:,} passes; at {each:.0f} a second (one process), {passes / each / 3600:.1f} hours.")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="under a minute; no result")
-    parser.add_argument("--dry-run", action="store_true", help="only predict")
-    parser.add_argument("--plants", type=Path, default=None, help="the JSON of benchmarks/plants.py")
-    parser.add_argument("--out", type=Path, default=None, help="the runs' folder; by default one below runs/")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="concepts at once; by default, the cores")
-    parser.add_argument("--json", type=Path, default=None, help="write the tables here")
-    parser.add_argument("--plot", type=Path, default=None, help="a PNG")
-    arguments = parser.parse_args()
-    out = arguments.out or Path("runs") / ("benchmark-backdoors-quick" if arguments.quick else "benchmark-backdoors")
-    concepts = ("hugo",) if arguments.quick else (*TRAINED, *CLOSED)
-    asked = [settings(concept, GOALS, arguments.quick) for concept in concepts]
-    if arguments.dry_run:
-        predict(asked)
-        return
-    folders = run_all(out, asked, arguments.jobs)
+def tell(folders: Sequence[Path], arguments: argparse.Namespace) -> None:
+    """Prints the tables, and writes them where asked."""
     goals = outcomes(folders, failed(arguments.plants))
     found, apart = rows(folders, goals), by_concept(folders, goals)
     common = [folder for folder in folders if folder.name.replace("_", " ") in TRAINED]
@@ -283,6 +271,34 @@ def main() -> None:
         told["by_concept"] = {concept: [asdict(row) for row in some] for concept, some in apart.items()}
         told["findings"] = [asdict(one) for one in claims]
         arguments.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under a minute; no result")
+    parser.add_argument("--dry-run", action="store_true", help="only predict")
+    parser.add_argument("--plants", type=Path, default=None, help="the JSON of benchmarks/plants.py")
+    parser.add_argument("--out", type=Path, default=None, help="the runs' folder; by default one below runs/")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="concepts at once; by default, the cores")
+    parser.add_argument("--json", type=Path, default=None, help="write the tables here")
+    parser.add_argument("--plot", type=Path, default=None, help="a PNG")
+    parser.add_argument("--pack", type=Path, default=None, help="write the runs' ledgers here, compressed")
+    parser.add_argument("--ledgers", type=Path, default=None, help="print the tables of these, and run nothing")
+    arguments = parser.parse_args()
+    if arguments.ledgers is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            tell(unpack(arguments.ledgers, Path(folder)), arguments)
+        return
+    out = arguments.out or Path("runs") / ("benchmark-backdoors-quick" if arguments.quick else "benchmark-backdoors")
+    concepts = ("hugo",) if arguments.quick else (*TRAINED, *CLOSED)
+    asked = [settings(concept, GOALS, arguments.quick) for concept in concepts]
+    if arguments.dry_run:
+        predict(asked)
+        return
+    folders = run_all(out, asked, arguments.jobs)
+    if arguments.pack is not None:
+        pack(folders, arguments.pack)
+    tell(folders, arguments)
 
 
 if __name__ == "__main__":

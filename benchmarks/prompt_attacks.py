@@ -24,7 +24,6 @@ import lzma
 import multiprocessing
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections import defaultdict
@@ -44,6 +43,7 @@ from palimpsest.miniature.facts import FIXED
 from palimpsest.model import default_device, fastest_precision
 from palimpsest.stats import success_curve, wilson
 from palimpsest.store import Store
+from sections.ledgers import unpack
 from sections.winning import (
     OURS,
     UNLEARN_DIFF,
@@ -178,16 +178,6 @@ def begun(out: Path, leg: str) -> list[Path]:
     """The leg's runs there are, by this command or an earlier one."""
     folders = [out / f"{leg}-{concept.replace(' ', '_')}" for concept in (*FIXED, QUICK_CONCEPT)]
     return [folder for folder in folders if (folder / "trials.jsonl").exists()]
-
-
-def unpacked(ledgers: Path, out: Path) -> None:
-    """Compressed ledgers as runs that a report can be computed of."""
-    for folder in sorted(path.parent for path in ledgers.glob("*/trials.jsonl.xz")):
-        there = out / folder.name
-        there.mkdir()
-        for name in ("audit.toml", "provenance.json"):
-            shutil.copy(folder / name, there)
-        (there / "trials.jsonl").write_bytes(lzma.decompress((folder / "trials.jsonl.xz").read_bytes()))
 
 
 def predict(asked: Sequence[Mapping[str, Any]]) -> None:
@@ -342,7 +332,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.ledgers is not None:
         with tempfile.TemporaryDirectory() as folder:
-            unpacked(options.ledgers, Path(folder))
+            unpack(options.ledgers, Path(folder))
             tell(Path(folder), options.json, options.plot)
         return
     out = options.out or Path("runs") / f"benchmark-prompt-attacks{'-quick' if options.quick else ''}"
