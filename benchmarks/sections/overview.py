@@ -35,7 +35,9 @@ def draw(found: Mapping[str, Mapping[str, Shares]], kinds: Sequence[str], path: 
         wrong = np.where(good, 1 - shares, shares)
         panel.imshow(wrong, cmap="OrRd", vmin=0, vmax=1.15, aspect="auto")
         for row, column in np.argwhere(~np.isnan(shares)):
-            panel.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", fontsize=7)
+            ink = "white" if wrong[row, column] > 0.7 else "black"
+            told = f"{100 * shares[row, column]:.0f}"
+            panel.text(column, row, told, color=ink, ha="center", va="center", fontsize=7)
         panel.set_xticks(range(len(columns[depth])), columns[depth], rotation=45, ha="right", fontsize=8)
         panel.set_yticks(range(len(erasers)), erasers, fontsize=8)
         panel.tick_params(length=0)
