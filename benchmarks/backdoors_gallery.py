@@ -69,7 +69,9 @@ def rows(folder: Path) -> dict[str, dict[str, list[list[Image.Image]]]]:
             start = planted(job, base, seed=audit.seed, store=store)
             model = erased(job, start, seed=audit.seed, store=store)
             depth = depth_of(job.plants.name) if job.plants else ""
-            found.setdefault(job.eraser.name, {})[depth] = [model.draw(some, audit.sampling) for some in asked(job)]
+            kinds = asked(job)
+            drawn = iter(model.draw([one for some in kinds for one in some], audit.sampling))
+            found.setdefault(job.eraser.name, {})[depth] = [[next(drawn) for _ in some] for some in kinds]
     return found
 
 
