@@ -8,13 +8,11 @@ the run of ``backdoors.py --quick``.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from palimpsest.attacks.backdoor import Backdoor
-from palimpsest.attacks.trigger import triggered
 from palimpsest.audit_file import load_audit
 from palimpsest.erasing import erased, planted
 from palimpsest.jobs import Job, jobs
@@ -33,8 +31,8 @@ def asked(job: Job) -> list[list[Attempt]]:
     plant = job.plants
     if not isinstance(plant, Backdoor):
         return [named]
-    called = [triggered(one.prompt, job.concept, plant.trigger, "replace", attack=plant.name) for one in named]
-    return [named, [replace(one, prompt=prompt) for one, prompt in zip(named, called, strict=True)]]
+    called = [Attempt(prompt=plant.asked(goal, job.concept), seed=goal.seed) for goal in job.goals[:GOALS]]
+    return [named, called]
 
 
 def sheet(found: dict[str, dict[str, list[list[Image.Image]]]]) -> Image.Image:
