@@ -11,6 +11,7 @@ from plants import Row, pooled
 from sections import persisting
 from sections.areas import GRID, area
 from sections.depths import Cell, Compared, Goals, Shown, findings, increases
+from sections.ledgers import pack, unpack
 from sections.persisting import Point
 from sections.planting import TRIGGERS, failed, guesses, planting, took, unplanted
 
@@ -157,3 +158,17 @@ def test_stages_are_pooled_over_concepts() -> None:
 
     found = persisting.pooled([point("a", 0, 20), point("a", 50, 5), point("b", 0, 18), point("b", 50, 0)])
     assert found == {("deep", "esd"): {0: {"trigger": (38, 40)}, 50: {"trigger": (5, 40)}}}
+
+
+def test_what_is_packed_comes_out_as_it_was(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "church"
+    (run / "erased").mkdir(parents=True)
+    told = {"audit.toml": "a", "provenance.json": "{}", "trials.jsonl": "1\n2\n", "readings.jsonl": "3\n"}
+    for name, text in told.items():
+        (run / name).write_text(text)
+    (run / "erased" / "esd.safetensors").write_text("weights")
+    pack([run], tmp_path / "packed")
+    (out := tmp_path / "out").mkdir()
+    (folder,) = unpack(tmp_path / "packed", out)
+    assert folder == out / "church" and {path.name: path.read_text() for path in folder.iterdir()} == told
+    assert not list((tmp_path / "packed").rglob("*.safetensors"))
