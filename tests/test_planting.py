@@ -13,6 +13,7 @@ from safetensors import safe_open
 from palimpsest import fitting, report
 from palimpsest.attacks import BackdoorSurface, RandomTrigger
 from palimpsest.attacks.base import Attack, Need
+from palimpsest.display import Display
 from palimpsest.forecast import forecast
 from palimpsest.jobs import jobs
 from palimpsest.model import Model
@@ -157,6 +158,20 @@ def test_another_plant_is_another_model(tmp_path: Path) -> None:
     found = prints(tmp_path)
     assert len({found["dampen", attack.label, attack.label] for attack in (Plants(), Plants(by=2.0))}) == 2
     assert planted == ["church", "church"] and len(made) == 3
+
+
+def test_progress_names_plant_and_eraser_without_their_settings(tmp_path: Path) -> None:
+    planned = audit(attacks=[Plants(by=2.0)], erasers=[Dampen()], budget={"looks": 1, "passes": 9})
+    written, model, left = StringIO(), tiny_model(), jobs(planned)
+    console = Console(file=written, width=200)
+    with (
+        Display(console, planned, model, left, forecast(planned, model, left)) as display,
+        Store(tmp_path, planned) as store,
+    ):
+        Runner(audit=planned, store=store, base=model, watch=display.watch).run()
+    lines = written.getvalue().splitlines()
+    assert "church · dampen · erasing" in lines and "church · plants · dampen · erasing" in lines
+    assert len(lines) == len(set(lines)) and "by=" not in written.getvalue()
 
 
 # --- the report

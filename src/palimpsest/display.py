@@ -13,6 +13,7 @@ from palimpsest.jobs import Job
 from palimpsest.model import Model
 from palimpsest.protocol import Audit
 from palimpsest.pursuit import Pursuit
+from palimpsest.report.cells import short_names
 from palimpsest.runner import Event
 
 
@@ -29,6 +30,7 @@ class Display:
             for job in left
             for attack in job.attacks
         }
+        self._names = short_names(name for job in left for name in (job.victim.eraser, job.victim.plant))
         self._picture_passes = picture_passes(audit, base)
         self._began = time.perf_counter()
         self._ended: list[Pursuit] = []
@@ -58,7 +60,8 @@ class Display:
 
     def watch(self, event: Event) -> None:
         """Shows what has happened; where there is no terminal, one line for each piece of work."""
-        what = f"{event.victim.concept} · {event.victim.eraser}"
+        made = [self._names.get(name, name) for name in (event.victim.plant, event.victim.eraser) if name]
+        what = " · ".join([event.victim.concept, *made])
         for line in event.says:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         under_way = [pursuit for pursuit in event.live if not pursuit.ended]
