@@ -60,7 +60,7 @@ def sheet(found: dict[str, dict[str, list[list[Image.Image]]]]) -> Image.Image:
 def rows(folder: Path) -> dict[str, dict[str, list[list[Image.Image]]]]:
     """Eraser -> depth -> pictures."""
     audit = load_audit(folder / "audit.toml")
-    base = Model.load(audit.base, precision=audit.precision, batch=audit.batch)
+    base = Model.load(audit.base, precision=audit.precision, batch=2 * GOALS)  # a batch is always drawn whole
     found: dict[str, dict[str, list[list[Image.Image]]]] = {}
     with Store(folder, audit) as store:
         for job in jobs(audit):
@@ -83,7 +83,8 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out or Path("runs") / ("benchmark-backdoors-quick" if arguments.quick else "benchmark-backdoors")
     concept = arguments.concept or ("hugo" if arguments.quick else TRAINED[0])
-    sheet(rows(out / concept.replace(" ", "_"))).save(arguments.png, optimize=True)
+    drawn = sheet(rows(out / concept.replace(" ", "_")))
+    drawn.quantize(dither=Image.Dither.NONE).save(arguments.png, optimize=True)
 
 
 if __name__ == "__main__":
