@@ -42,7 +42,7 @@ def loaded(page: str) -> list[str]:
 
 
 def on_config(config: Any) -> Any:
-    """Puts the pages of the parts and of the results into the navigation."""
+    """Puts the pages of the parts into the navigation, and those of the results that it does not name yet."""
     for section in config["nav"]:
         for title, entries in section.items():
             if title == "Parts":
@@ -51,7 +51,9 @@ def on_config(config: Any) -> Any:
                 ]
             if title == "Results":
                 folder = Path(config["docs_dir"])
-                entries += [str(page.relative_to(folder)) for page in sorted((folder / "results").glob("*.md"))]
+                named = {page for entry in entries if isinstance(entry, dict) for page in entry.values()}
+                pages = [str(page.relative_to(folder)) for page in sorted((folder / "results").glob("*.md"))]
+                entries += [page for page in pages if page not in named]
     return config
 
 

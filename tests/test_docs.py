@@ -540,3 +540,10 @@ def test_links_out_of_docs_lead_to_pages() -> None:
         "[m](../../../../miniature.md#a)"
     )
     assert "CHANGELOG.md" in generated.outside()
+
+
+def test_every_page_of_results_is_in_the_navigation_once() -> None:
+    nav = [{"Results": [{"The audit": "results/audit.md"}]}]
+    (entries,) = hooks.on_config({"nav": nav, "docs_dir": str(ROOT / "docs")})["nav"][0].values()
+    named = [page for entry in entries for page in (entry.values() if isinstance(entry, dict) else [entry])]
+    assert sorted(named) == sorted(f"results/{path.name}" for path in (ROOT / "docs" / "results").glob("*.md"))
