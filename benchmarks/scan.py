@@ -8,12 +8,12 @@ that ``--plants``, the JSON of ``benchmarks/plants.py``, says failed). Of every 
 concepts are taken as they are (*clean*), with the trigger in the name's place, and with a string like it there that
 nobody planted (*odd*). Attention maps are those of pictures of 25 steps (the papers': 50). Of every detector the area
 under the ROC curve is told, the mean over the concepts, with a 95 % bootstrap interval (prompts resampled within each
-concept): triggered prompts against clean ones, against odd ones, and against clean ones in the base, in which nothing
-was planted. A detector that is as good in the base, or no better than chance against odd strings, knows no trigger.
-Then the rank of the trigger among words and strings by their divergence from the base. ``cda`` learns from the next
-concept's plant of the same depth. Depths run side by side, as many at once as ``--jobs`` says, with a thread each.
-``--plot`` draws the curves as a PNG (needs the extra ``plots``). ``--dry-run`` predicts. ``--quick`` takes one concept,
-one depth, few prompts and few steps, and is no result.
+concept; where nothing overlaps, Newcombe's): triggered prompts against clean ones, against odd ones, and against clean
+ones in the base, in which nothing was planted. A detector that is as good in the base, or no better than chance against
+odd strings, knows no trigger. Then the rank of the trigger among words and strings by their divergence from the base.
+``cda`` learns from the next concept's plant of the same depth. Depths run side by side, as many at once as ``--jobs``
+says, with a thread each. ``--plot`` draws the curves as a PNG (needs the extra ``plots``). ``--dry-run`` predicts.
+``--quick`` takes one concept, one depth, few prompts and few steps, and is no result.
 """
 
 import argparse

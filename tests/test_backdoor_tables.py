@@ -152,6 +152,16 @@ def test_an_area_is_the_mean_over_models_and_what_is_untold_is_left_out() -> Non
     assert area([([None], [1.0])]) is None
 
 
+def test_classes_that_do_not_overlap_leave_an_area_an_interval() -> None:
+    few, many = ([float(one) for one in range(n)] for n in (5, 50))
+    above = [area([([one + 100 for one in some], some)]) for some in (few, many)]
+    below = area([(few, [one + 100 for one in few])])
+    assert above[0] and above[1] and below
+    assert above[0].value == above[0].high == 1.0 and 0.6 < above[0].low < 0.7  # a resample would say 1.0 to 1.0
+    assert above[0].low < above[1].low < 0.98
+    assert (below.value, below.low, below.high) == pytest.approx((0.0, 0.0, 1 - above[0].low))
+
+
 def test_stages_are_pooled_over_concepts() -> None:
     def point(concept: str, depth: int, shown: int) -> Point:
         return Point(attack="deep", eraser="esd", concept=concept, depth=depth, counts={"trigger": (shown, 20)})

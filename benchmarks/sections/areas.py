@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import ndtri
 
-from palimpsest.stats import auroc
+from palimpsest.stats import LEVEL, auroc
 
 RESAMPLES = 1000
 GRID = np.linspace(0, 1, 51)
@@ -23,7 +25,8 @@ class Area:
 
     value: float
     low: float
-    """95 %, by bootstrap: each class of each model resampled."""
+    """95 %, by bootstrap: each class of each model resampled. Where all resamples agree, since the classes do not
+    overlap at all, Newcombe's score interval (2006, method 5)."""
     high: float
     positives: int
     """Scores that were told, over all models."""
@@ -44,6 +47,8 @@ def area(strata: Strata) -> Area | None:
         for _ in range(RESAMPLES)
     ]
     low, high = np.quantile(drawn, [0.025, 0.975])
+    if low == high:
+        low, high = _score_interval(float(low), [(len(good), len(bad)) for good, bad in known])
     return Area(
         value=_mean(known),
         low=float(low),
@@ -56,6 +61,26 @@ def area(strata: Strata) -> Area | None:
 
 def _mean(known: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> float:
     return float(np.mean([auroc(good.tolist(), bad.tolist()) for good, bad in known]))
+
+
+def _score_interval(value: float, sizes: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """The areas from which the one observed is ``z`` standard errors away, where nothing overlaps, too.
+
+    The error is the one that Hanley and McNeil (1982) give for those areas, not for the one observed.
+    """
+    z = float(ndtri((1 + LEVEL) / 2))
+
+    def variance(true: float) -> float:
+        spread = (1 - true) / (2 - true) + true / (1 + true)
+        each = [true * (1 - true) * (1 + ((m + n) / 2 - 1) * spread) / (m * n) for m, n in sizes]
+        return sum(each) / len(each) ** 2
+
+    def beyond(true: float) -> float:
+        return float((value - true) ** 2 - z**2 * variance(true))
+
+    low = 0.0 if value == 0 else brentq(beyond, 0.0, value - 1e-9)
+    high = 1.0 if value == 1 else brentq(beyond, value + 1e-9, 1.0)
+    return float(low), float(high)
 
 
 def _curve(good: NDArray[np.float64], bad: NDArray[np.float64]) -> list[float]:
