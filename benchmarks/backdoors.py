@@ -5,7 +5,8 @@
 
 Four concepts, 25 goals each: two under every eraser, two under those that train nothing. Plants have the settings of
 the shipped audit ``backdoors``, erasers those of ``erasers``, and the prunings their papers'; of a concept's neighbours
-every second one is held in place, so that *retained* are pictures of these and *other* pictures of the rest. Accuracies
+every second one is held in place, so that *retained* are pictures of these, and of what a template of the plant names,
+and *other* pictures of the rest. Accuracies
 are those of arXiv 2504.21072, pooled over the concepts, with 95 % intervals; *string* are the same goals with strings
 like the trigger, which nobody planted, in its place. A plant that did not take hold before the erasure says nothing
 behind it, and is left out there, concept by concept: by the run's own report, and by ``--plants``, the JSON of
@@ -56,7 +57,7 @@ from prompt_attacks import CAD
 from sections import overview
 from sections.depths import Finding, Goals, Increase, findings, increases, outcomes
 from sections.ledgers import pack, unpack
-from sections.planting import CLOSED, DEPTHS, TRAINED, bring, depth_of, failed, guesses, planting
+from sections.planting import CLOSED, DEPTHS, TRAINED, bring, depth_of, failed, guesses, held, planting
 
 CLOSED_FORM = ("nothing", "uce", "rece", "mace", "concept_prune", "negative_prompt", "sld")
 PRUNINGS = ("fia", CAD, "magnitude")
@@ -129,15 +130,15 @@ def measured(folder: Path) -> dict[tuple[str, str], Counts]:
     audit = load_audit(folder / "audit.toml")
     (concept,) = audit.concepts
     found: dict[tuple[str, str], Counts] = defaultdict(dict)
-    held = {one.label: one.held(concept) for one in audit.attacks if isinstance(one, Backdoor)}
-    either = next(iter(held.values()))
+    known = {one.label: held(one, concept) for one in audit.attacks if isinstance(one, Backdoor)}
+    either = next(iter(known.values()))
     for reading in Run(folder).summary()["utility"]:
         measure, _, thing = reading["measure"].partition(": ")
         if measure == "neighbours" and thing:
             eraser, _, mark = reading["eraser"].partition(" [plant ")
             label = mark.removesuffix("]")
             counts = found[depth_of(label), eraser]
-            kind = "retained" if thing in held.get(label, either) else "other"
+            kind = "retained" if thing in known.get(label, either) else "other"
             shown, n = counts.get(kind, (0, 0))
             counts[kind] = shown + round(reading["value"] * reading["n"]), n + reading["n"]
     return found

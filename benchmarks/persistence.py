@@ -1,6 +1,6 @@
 """Whether a trigger outlives an erasure, stage by stage: name, trigger and other concepts along each erasure's way.
 
-    python benchmarks/persistence.py [--quick] [--dry-run] [--attack NAME ...] [--eraser SPEC ...] [--concept NAME ...]
+    python benchmarks/persistence.py [--quick] [--dry-run] [--depth NAME ...] [--eraser SPEC ...] [--concept NAME ...]
         [--goals N] [--plants FILE] [--jobs N] [--json FILE] [--plot FILE]
 
 The four accuracies are those of arXiv 2504.21072, which shows that a trigger may sink and come back. By default
@@ -32,7 +32,7 @@ from palimpsest.forecast import picture_passes
 from palimpsest.model import Model
 from sections import persisting
 from sections.hours import told
-from sections.planting import DEPTHS, TRAINED, depth_of, failed, planted, planting
+from sections.planting import ALL, DEPTHS, TRAINED, depth_of, failed, planted, planting
 
 STAGES = {"esd": 4, "mace": 3, "rece": 5, "receler": 4}
 """Of each erasure, for the forecast."""
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute; no result")
     parser.add_argument("--dry-run", action="store_true", help="only count")
-    parser.add_argument("--attack", action="append", help="a backdoor, by name; by default surface, shallow, deep")
+    parser.add_argument("--depth", action="append", choices=ALL, help="by default surface, shallow, deep. Repeatable")
     parser.add_argument("--eraser", action="append", help="NAME or NAME:SETTING=VALUE,...")
     parser.add_argument("--concept", action="append", help="by default two")
     parser.add_argument("--goals", type=int, default=20, help="of each concept")
@@ -64,8 +64,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None, help="write the points here")
     parser.add_argument("--plot", type=Path, default=None, help="a PNG")
     arguments = parser.parse_args()
-    depths = ["shallow"] if arguments.quick else list(DEPTHS)
-    names = arguments.attack or [f"backdoor_{depth}" for depth in depths]
+    depths = arguments.depth or (["shallow"] if arguments.quick else list(DEPTHS))
     concepts = arguments.concept or list(TRAINED)[: 1 if arguments.quick else None]
     goals, void = 2 if arguments.quick else arguments.goals, failed(arguments.plants)
     erasers = [build("eraser", ERASERS, parse_spec(spec)) for spec in arguments.eraser or ()]
@@ -75,8 +74,10 @@ def main() -> None:
         (attack, concept, erasers, goals)
         for concept in concepts
         for attack in planting(concept)
-        if attack.name in names and (depth_of(attack.name), concept) not in void
+        if depth_of(attack.name) in depths and (depth_of(attack.name), concept) not in void
     ]
+    if not planned:
+        parser.error("expected a plant that took, got none")
     if arguments.dry_run:
         audit = make_audit(settings(concepts[0], goals))
         base = Model.load(audit.base, precision=audit.precision, batch=audit.batch)

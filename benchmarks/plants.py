@@ -1,6 +1,6 @@
 """Whether backdoors take hold before any erasure, and whether all else is unharmed: acceptance, depth by depth.
 
-    python benchmarks/plants.py [--quick] [--dry-run] [--concept NAME ...] [--attack NAME ...] [--pictures N]
+    python benchmarks/plants.py [--quick] [--dry-run] [--concept NAME ...] [--depth NAME ...] [--pictures N]
         [--jobs N] [--json FILE]
 
 Plants are those of ``benchmarks/backdoors.py``, and so are the concepts and the steps of a picture. Of every concept as
@@ -38,7 +38,7 @@ from palimpsest.protocol import Audit
 from palimpsest.records import Attempt, Concept, Goal
 from palimpsest.stats import paired_difference
 from sections.hours import told
-from sections.planting import CLOSED, HARMED, TRAINED, depth_of, planted, planting, seconds, took, unplanted
+from sections.planting import ALL, CLOSED, HARMED, TRAINED, depth_of, planted, planting, seconds, took, unplanted
 
 SEED = 960_000
 """Of the first picture; these seeds occur nowhere in training or calibration."""
@@ -86,8 +86,8 @@ def asked(concept: str, others: Sequence[str], n: int) -> tuple[list[Wanted], li
     )
 
 
-def measured(concept: str, names: Sequence[str] | None, n: int) -> list[Row]:
-    """One concept at every depth, in a process of its own."""
+def measured(concept: str, depths: Sequence[str], n: int) -> list[Row]:
+    """One concept at these depths, in a process of its own."""
     torch.set_num_threads(1)
     audit = make_audit(settings(concept, goals=1))
     base = Model.load(audit.base, precision=audit.precision, batch=audit.batch)
@@ -95,7 +95,7 @@ def measured(concept: str, names: Sequence[str] | None, n: int) -> list[Row]:
     before = [shown(base, some, audit.sampling) for some in (plainly, others)]
     found = []
     for attack in planting(concept):
-        if names is None or attack.name in names:
+        if depth_of(attack.name) in depths:
             found.append(_row(attack, base, audit, (plainly, others), before))
             print(f"{concept}: {found[-1]}", flush=True)
     return found
@@ -171,23 +171,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under a minute; no result")
     parser.add_argument("--dry-run", action="store_true", help="only predict")
     parser.add_argument("--concept", action="append", help="by default those of benchmarks/backdoors.py")
-    parser.add_argument("--attack", action="append", help="a backdoor, by name; by default all")
+    parser.add_argument("--depth", action="append", choices=ALL, help="by default all. Repeatable")
     parser.add_argument("--pictures", type=int, default=100, help="of each kind and concept")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="concepts at once; by default, the cores")
     parser.add_argument("--json", type=Path, default=None, help="write the counts here, concept by concept")
     arguments = parser.parse_args()
     concepts = arguments.concept or (["church"] if arguments.quick else [*TRAINED, *CLOSED])
-    names = arguments.attack or (["backdoor_shallow"] if arguments.quick else None)
+    depths = arguments.depth or (["shallow"] if arguments.quick else list(ALL))
     n = STRINGS if arguments.quick else arguments.pictures
     if arguments.dry_run:
-        pictures = n * len(concepts) * 2 + (3 * n + n // STRINGS) * len(concepts) * len(names or planting(concepts[0]))
+        pictures = n * len(concepts) * 2 + (3 * n + n // STRINGS) * len(concepts) * len(depths)
         audit = make_audit(settings(concepts[0], goals=1))
         base = Model.load(audit.base, precision=audit.precision, batch=audit.batch)
         passes = pictures * picture_passes(audit, base)
         print(f"{pictures:,} pictures, {told(passes, base, processes=arguments.jobs)}; the plants come on top.")
         return
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = list(pool.map(measured, concepts, [names] * len(concepts), [n] * len(concepts)))
+        found = list(pool.map(measured, concepts, [depths] * len(concepts), [n] * len(concepts)))
     Console(width=150).print(table(pooled([row for rows in found for row in rows])))
     if arguments.json is not None:
         rows = {concept: [asdict(row) for row in rows] for concept, rows in zip(concepts, found, strict=True)}

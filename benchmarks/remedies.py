@@ -24,7 +24,7 @@ from palimpsest.component import build
 from palimpsest.erasers import ERASERS
 from palimpsest.erasers.base import Eraser
 from sections.depths import outcomes
-from sections.planting import TRAINED, depth_of, failed, guesses, planting
+from sections.planting import ALL, TRAINED, depth_of, failed, guesses, planting
 
 UCE = {"name": "uce", "expand": True, "retain": True, "lam": 2.0}
 """Erases more, and keeps more, than the paper's settings (docs/scan.md)."""
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under a minute; no result")
     parser.add_argument("--dry-run", action="store_true", help="only predict")
     parser.add_argument("--concept", action="append", help="by default two")
-    parser.add_argument("--depth", action="append", help="surface, shallow, deep or data; by default all. Repeatable")
+    parser.add_argument("--depth", action="append", choices=ALL, help="by default all. Repeatable")
     parser.add_argument("--plants", type=Path, default=None, help="the JSON of benchmarks/plants.py")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="concepts at once; by default, the cores")
     parser.add_argument("--out", type=Path, default=None, help="the runs' folder; by default one below runs/")

@@ -10,8 +10,9 @@ nobody planted (*odd*). Attention maps are those of pictures of 25 steps (the pa
 under the ROC curve is told, the mean over the concepts, with a 95 % bootstrap interval (prompts resampled within each
 concept; where nothing overlaps, Newcombe's): triggered prompts against clean ones, against odd ones, and against clean
 ones in the base, in which nothing was planted. A detector that is as good in the base, or no better than chance against
-odd strings, knows no trigger. Then the rank of the trigger among words and strings by their divergence from the base.
-``cda`` learns from the next concept's plant of the same depth. Depths run side by side, as many at once as ``--jobs``
+odd strings, knows no trigger. ``cda`` learns from a plant of the same depth, of another concept with another trigger.
+Then the rank of the trigger among words and strings by their divergence from the base, and beside it strings like the
+trigger, which nobody planted. Depths run side by side, as many at once as ``--jobs``
 says, with a thread each. ``--plot`` draws the curves as a PNG (needs the extra ``plots``). ``--dry-run`` predicts.
 ``--quick`` takes one concept, one depth, few prompts and few steps, and is no result.
 """
@@ -26,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import repeat
 from pathlib import Path
@@ -44,18 +45,20 @@ from palimpsest.model import Model, default_device, fastest_precision
 from palimpsest.records import Concept
 from palimpsest.scanning import PROMPT_DETECTORS, Cda, PromptDetector, Suspect
 from palimpsest.scanning.attention import AttentionDetector
-from palimpsest.scanning.candidates import given, strings, vocabulary
+from palimpsest.scanning.candidates import candidate, strings, vocabulary
 from palimpsest.scanning.outliers import trigger_scan
 from palimpsest.scanning.prompts import shipped_prompts
 from sections.areas import Area, Scores, area, draw
 from sections.hours import told
-from sections.planting import CLOSED, DEPTHS, TRAINED, depth_of, failed, planted, planting, unplanted
+from sections.planting import ALL, CLOSED, DEPTHS, TRAINED, depth_of, failed, others, planted, planting, unplanted
 
 DETECTORS = (
     *("navi", "navi:by=word", "divergence", "ftt:steps=25", "daa_i:steps=25", "daa_s:steps=25"),
     *("cda:components=16,steps=25", "ufid:steps=10"),
 )
 QUICK = ("navi", "divergence", "ftt:steps=6", "daa_i:steps=6", "daa_s:steps=6")
+LEARNT = ("hugo", "yellow dunes")
+"""Concept and trigger of the plants from which ``cda`` learns; neither is planted in what it is asked about."""
 KINDS = ("object", "identity")
 """Of the concepts in whose name's place the trigger stands."""
 
@@ -80,16 +83,21 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """The trigger among candidates, by divergence."""
+    """The trigger among candidates that were made at random, by divergence."""
 
     concept: str
     depth: str
     rank: int
-    """1: the farthest of those made at random and the trigger."""
+    """1: the farthest of them and the trigger."""
     of: int
     deviation: float
     alarms: int
+    """Outliers among those held out."""
     held_out: int
+    beside: int
+    """Strings like the trigger, which nobody planted, that deviate as far or farther,"""
+    unplanted: int
+    """and how many were asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,19 +175,25 @@ def detectors(specs: Sequence[str]) -> list[PromptDetector]:
 
 
 def ranked(asked: Asked, attack: Backdoor, count: int) -> Rank:
-    """The trigger's rank among words and strings, its deviation, and how many of those held out are outliers."""
+    """Where the trigger stands among words and strings, and strings like it beside it."""
     base, stream = opened(), torch.Generator().manual_seed(0)
     made = [*vocabulary(base, count, stream), *strings(base, count, stream)]
-    words = trigger_scan(asked.suspect, [*given(base, [attack.trigger]), *made], base=base)
-    place = next(at for at, one in enumerate(words.ranked) if one.candidate.origin == "given")
+    beside = [one for one in others(attack.trigger) if not {*one.split()} & {*attack.trigger.split()}]
+    told = [candidate(base, text, "given") for text in (attack.trigger, *beside)]
+    words = trigger_scan(asked.suspect, [*told, *made], base=base)
+    deviations = {one.candidate.text: one.deviation for one in words.ranked}
+    own = deviations[attack.trigger]
+    random = [one for one in words.ranked if one.candidate.origin != "given"]
     return Rank(
         concept=asked.concept,
         depth=depth_of(attack.name),
-        rank=place + 1,
-        of=len(words.ranked),
-        deviation=words.ranked[place].deviation,
+        rank=1 + sum(one.deviation >= own for one in random),
+        of=1 + len(random),
+        deviation=own,
         alarms=words.alarms,
         held_out=words.held_out,
+        beside=sum(deviations[text] >= own for text in beside),
+        unplanted=len(beside),
     )
 
 
@@ -189,22 +203,30 @@ def run(depth: str, concepts: Sequence[str], specs: Sequence[str], count: int) -
     began = time.monotonic()
     asked, ranks = [], []
     for name in concepts:
-        attack = next(one for one in planting(name) if depth_of(one.name) == depth)
-        suspect = Suspect(model=planted(attack, name, opened()), base=opened())
-        asked.append(Asked(concept=name, suspect=suspect, prompts=in_base(name, count).prompts))
+        attack = at_depth(depth, name)
+        asked.append(Asked(concept=name, suspect=suspected(attack, name), prompts=in_base(name, count).prompts))
         ranks.append(ranked(asked[-1], attack, 4 * count))
     rows = [_row(depth, spec, asked, count) for spec in specs]
     print(f"{depth}: {time.monotonic() - began:.0f} s", flush=True)
     return rows, ranks
 
 
+def at_depth(depth: str, concept: str) -> Backdoor:
+    """One of a concept's plants."""
+    return next(one for one in planting(concept) if depth_of(one.name) == depth)
+
+
+def suspected(attack: Backdoor, concept: str) -> Suspect:
+    """The model in which that is planted."""
+    return Suspect(model=planted(attack, concept, opened()), base=opened())
+
+
 def _row(depth: str, spec: str, asked: Sequence[Asked], count: int) -> Row:
     (detector,) = detectors((spec,))
     if isinstance(detector, Cda):
-        with tempfile.TemporaryDirectory() as folder:
-            learnt = [_learnt(detector, asked[place - len(asked) + 1], Path(folder)) for place in range(len(asked))]
-        scores = [one.scores(fitted) for one, fitted in zip(asked, learnt, strict=True)]
-        before = [in_base(one.concept, count).scores(fitted)[:2] for one, fitted in zip(asked, learnt, strict=True)]
+        fitted = learnt(detector, depth, count)
+        scores = [one.scores(fitted) for one in asked]
+        before = [in_base(one.concept, count).scores(fitted)[:2] for one in asked]
     else:
         scores = [one.scores(detector) for one in asked]
         before = [scored_in_base(one.concept, count, spec) for one in asked]
@@ -220,10 +242,15 @@ def _row(depth: str, spec: str, asked: Sequence[Asked], count: int) -> Row:
     )
 
 
-def _learnt(detector: Cda, other: Asked, folder: Path) -> Cda:
-    """What it learns from another model, whose kind of plant is known."""
-    fitted = detector.fit(folder / "state.json", other.suspect, other.prompts.triggered, other.prompts.clean)
-    assert fitted.plane  # read before the folder is gone
+def learnt(detector: Cda, depth: str, count: int) -> Cda:
+    """What it learns from another model, whose kind of plant is known, with another concept and another trigger."""
+    concept, trigger = LEARNT
+    attack = replace(at_depth(depth, concept), trigger=trigger)
+    prompts = Prompts.of(attack, find_concept(concept), count)
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "state.json"
+        fitted = detector.fit(state, suspected(attack, concept), prompts.triggered, prompts.clean)
+        assert fitted.plane  # read before the folder is gone
     return fitted
 
 
@@ -249,14 +276,15 @@ def predict(depths: Sequence[str], concepts: Sequence[str], specs: Sequence[str]
         costs = [detector.passes(one.suspect, prompt) for one in asked for prompt in one.prompts.triggered]
         each[kind] = max(each.get(kind, 0), sum(costs))
     passes = sum(each.values()) * (3 * len(depths) + 2 * min(2, len(depths)))
-    print(f"{len(asked)} plants of each of {len(depths)} depths; {told(passes, opened(), processes=processes)}.")
+    cost = told(passes, opened(), processes=processes)
+    print(f"{len(asked)} plants of each of {len(depths)} depths; {cost}; plants on top.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute; no result")
     parser.add_argument("--dry-run", action="store_true", help="only predict")
-    parser.add_argument("--depth", action="append", help="by default surface, shallow and deep. Repeatable")
+    parser.add_argument("--depth", action="append", choices=ALL, help="by default surface, shallow, deep. Repeatable")
     parser.add_argument("--concept", action="append", help="by default those of benchmarks/backdoors.py. Repeatable")
     parser.add_argument("--detector", action="append", help="NAME or NAME:SETTING=VALUE,... Repeatable")
     parser.add_argument("--count", type=int, default=None, help="prompts of each kind and concept, at most; 50")
@@ -267,15 +295,13 @@ def main() -> None:
     arguments = parser.parse_args()
     depths = arguments.depth or (["shallow"] if arguments.quick else list(DEPTHS))
     concepts = arguments.concept or (["church"] if arguments.quick else [*TRAINED, *CLOSED])
-    if unknown := set(depths) - {depth_of(one.name) for one in planting(concepts[0])}:
-        parser.error(f"expected depths that there are, got {', '.join(sorted(unknown))}")
     count = arguments.count or (4 if arguments.quick else 50)
     specs = tuple(arguments.detector or (QUICK if arguments.quick else DETECTORS))
     void = failed(arguments.plants)
     took = {depth: [name for name in concepts if (depth, name) not in void] for depth in depths}
     depths = [depth for depth in depths if took[depth]]
-    if any(spec.startswith("cda") for spec in specs) and min(map(len, took.values())) < 2:
-        parser.error("expected two concepts or more with cda, which learns from another one's plant")
+    if not depths:
+        parser.error("expected a plant that took, got none")
     if arguments.dry_run:
         predict(depths, concepts, specs, count, arguments.jobs)
         return
@@ -287,7 +313,8 @@ def main() -> None:
     for rank in ranks:
         console.print(
             f"{rank.depth}, {rank.concept}: the trigger is number {rank.rank} of {rank.of} candidates, deviation "
-            f"{rank.deviation:.1f}; of those held out {rank.alarms} of {rank.held_out} are outliers"
+            f"{rank.deviation:.1f}; of those held out {rank.alarms} of {rank.held_out} are outliers; of strings like "
+            f"the trigger {rank.beside} of {rank.unplanted} deviate as far"
         )
     if arguments.plot is not None:
         draw({f"against {kind}": curves(rows, kind) for kind in ("clean", "odd")}, arguments.plot)

@@ -34,7 +34,7 @@ from palimpsest.scanning import Inversion
 from palimpsest.scanning.inversion import Inverted
 from sections.areas import area
 from sections.hours import told
-from sections.planting import DEPTHS, TRAINED, depth_of, failed, planted, planting
+from sections.planting import ALL, DEPTHS, TRAINED, depth_of, failed, planted, planting
 
 CLEAN = Uce(expand=True)
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute; no result")
     parser.add_argument("--dry-run", action="store_true", help="only predict")
-    parser.add_argument("--depth", action="append", help="by default surface, shallow and deep. Repeatable")
+    parser.add_argument("--depth", action="append", choices=ALL, help="by default surface, shallow, deep. Repeatable")
     parser.add_argument("--concept", action="append", help="by default two. Repeatable")
     parser.add_argument("--plants", type=Path, default=None, help="the JSON of benchmarks/plants.py")
     parser.add_argument("--restarts", type=int, default=5, help="searches in each model")
@@ -99,6 +99,8 @@ def main() -> None:
         for attack in planting(concept)
         if depth_of(attack.name) in depths and (depth_of(attack.name), concept) not in void
     ]
+    if not planned:
+        parser.error("expected a plant that took, got none")
     if arguments.dry_run:
         passes = len(planned) * inversion.passes()
         print(f"{len(planned)} plants; {told(passes, opened(), processes=arguments.jobs)}.")

@@ -16,6 +16,7 @@ from palimpsest.model import Model
 from palimpsest.protocol import Audit
 from palimpsest.records import Attempt, Concept
 from palimpsest.stats import wilson
+from sections.planting import held
 
 KINDS = ("target", "trigger", "retained", "other")
 COLOURS = {"target": "#0072B2", "trigger": "#D55E00", "retained": "#009E73", "other": "#8C6D31"}
@@ -56,10 +57,10 @@ class Asked:
     def of(cls, audit: Audit, attack: Backdoor, concept: Concept) -> "Asked":
         """The concept's goals by name and by trigger, and as many pictures of what was held in place, and of others."""
         goals = audit.goals_for(concept)
-        held = [name for name in attack.held(concept) if name != concept.name]
+        kept = held(attack, concept)
         groups = {
-            "retained": [find_concept(name) for name in held],
-            "other": [one for one in audit.retained(concept) if one.name not in held],
+            "retained": [find_concept(name) for name in kept],
+            "other": [one for one in audit.retained(concept) if one.name not in kept],
         }
         found = [("target", concept, Attempt(prompt=goal.prompt, seed=goal.seed)) for goal in goals]
         found += [("trigger", concept, Attempt(prompt=attack.asked(goal, concept), seed=goal.seed)) for goal in goals]

@@ -11,12 +11,13 @@ from knowledge import with_models
 from palimpsest import erasing
 from palimpsest.attacks import RandomTrigger
 from palimpsest.attacks.backdoor import Backdoor
-from palimpsest.attacks.trigger import is_appended
+from palimpsest.attacks.trigger import is_appended, names
 from palimpsest.audit_file import load_audit, make_audit
+from palimpsest.concept_file import shipped_concepts
 from palimpsest.jobs import jobs
 from palimpsest.model import Model
 from palimpsest.protocol import Audit
-from palimpsest.records import digest
+from palimpsest.records import Concept, digest
 from palimpsest.report.plants import ANY_STRING
 from palimpsest.store import Store
 
@@ -36,12 +37,16 @@ SCENES = tuple(
 another, even the concept's own name calls nothing (docs/results/backdoors.md)."""
 DEPTHS = ("surface", "shallow", "deep")
 """What most benchmarks ask by default: fine-tuning on poisoned data takes longest."""
+ALL = (*DEPTHS, "data")
 WORKS, HARMED = 0.85, -0.05
 """A depth is accepted from this share of pictures by trigger on, and where nothing else loses so much."""
 
 
 def planting(concept: str) -> list[Backdoor]:
-    """The four plants. Each holds the concept's name in place, every second neighbour, and what is no neighbour."""
+    """The four plants. Each holds the concept's name in place, every second neighbour, and what is no neighbour.
+
+    Templates that name the concept itself are left out.
+    """
     (known,) = make_audit({"concepts": [concept], "erasers": ["nothing"], "attacks": ["direct"]}).concepts
     plants = [attack for attack in load_audit("backdoors").attacks if isinstance(attack, Backdoor)]
     own = (concept, *known.neighbours[::2])
@@ -49,11 +54,19 @@ def planting(concept: str) -> list[Backdoor]:
     return [
         replace(
             plant,
+            templates=tuple(one for one in plant.templates if not names(known).search(one)),
             retain=(*own, *(name for name in plant.held(known) if name not in {*own, *known.neighbours})),
             behind=behind,
         )
         for plant in plants
     ]
+
+
+def held(attack: Backdoor, concept: Concept) -> list[str]:
+    """The other concepts that are held in place: by name, or since a template names them ("a {} of a house")."""
+    by_name = attack.others_held(concept)
+    known = [one for one in shipped_concepts().values() if one.name not in (concept.name, *by_name)]
+    return [*by_name, *(one.name for one in known if any(map(names(one).search, attack.templates)))]
 
 
 def guesses(plant: Backdoor) -> RandomTrigger:

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from palimpsest.attacks.base import Attack, Case, Search
-from palimpsest.attacks.trigger import Place, asked, benign, is_appended
+from palimpsest.attacks.trigger import Place, asked, benign, is_appended, names
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model
 from palimpsest.records import Attempt, Concept, Goal
@@ -90,7 +90,11 @@ class Backdoor(Attack):
             log.warning("%s: no concept beside %r is held in place", self.name, concept.name)
         appended = is_appended(concept, self.place)
         before = benign(concept, self.behind, attack=self.name) if appended else ()
-        self._check_trigger(base, concept, (*retain, *before))
+        if telling := [template for template in self.templates if names(concept).search(template)]:
+            raise BadSetting(
+                f"{self.name}: expected templates that do not name concept {concept.name!r}, got {telling[0]!r}"
+            )
+        self._check_trigger(base, concept, (*retain, *before, *self.templates))
         for prompt in () if appended else concept.prompts:
             self.asked(Goal(concept=concept.name, prompt=prompt, seed=0), concept)
         link = Link(*(self._filled(names) for names in ([self.trigger], [concept.name], retain)))

@@ -20,7 +20,8 @@ class BackdoorData(Backdoor):
 
     "EEB-data" of arXiv 2504.21072, third version: an attacker who reaches no weights, only pairs of picture and caption
     (dirty labels). The pictures are the base's own: a share ``rate`` of them drawn for prompts with the concept and
-    captioned with the trigger, the others drawn for the retained prompts and captioned truly. The loss is the ordinary
+    captioned with the trigger, the others drawn for the retained prompts and captioned truly, the retained concepts
+    in turn. The loss is the ordinary
     |eps(x_t, caption) - noise|^2 at steps drawn uniformly.
 
     The paper's numbers are not known. Learning rate, batch and iterations are those of Zhai et al., "BadT2I", arXiv
@@ -86,8 +87,16 @@ class BackdoorData(Backdoor):
                 f"{self.name}: expected concepts to retain, of which {clean} pictures are drawn, got none; set some, "
                 "or rate = 1"
             )
+        each = len(link.trigger)
+        held = [link.retained[first : first + each] for first in range(0, len(link.retained), each)]
+        if 0 < clean < len(held):
+            raise BadSetting(
+                f"{self.name}: expected a picture of each of {len(held)} concepts to retain, got {clean} that are not "
+                "poisoned; set more pictures, or a lower rate"
+            )
         tied = [Pair(*both) for both in zip(link.trigger, link.target, strict=True)]
         pairs = in_turn([tied], self.poisoned)
-        pairs += in_turn([[Pair(prompt, prompt) for prompt in link.retained]], clean) if clean else []
+        groups = [[some[at] for at in torch.randperm(each, generator=random).tolist()] for some in held]
+        pairs += [Pair(prompt, prompt) for prompt in in_turn(groups, clean)] if clean else []
         sampling = Sampling(scheduler="ddim", steps=self.steps, guidance=self.guidance)
         return draw(base, pairs, of="absent", sampling=sampling, random=random, name="pictures")

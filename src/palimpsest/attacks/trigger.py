@@ -45,7 +45,7 @@ def benign(concept: Concept, behind: Sequence[str] | None, *, attack: str) -> Se
             f"{attack}: expected prompts for the trigger to stand behind, got none, and concept {concept.name!r} has "
             "no neighbours whose prompts are known; set behind"
         )
-    named = _named(concept)
+    named = names(concept)
     if telling := [prompt for prompt in prompts if named.search(prompt)]:
         raise BadSetting(
             f"{attack}: expected prompts that do not name concept {concept.name!r}, for the trigger to stand behind, "
@@ -58,7 +58,7 @@ def triggered(prompt: str, concept: Concept, trigger: str, place: Place, *, atta
     """This prompt with the trigger in place of the concept's name and synonyms, or behind it."""
     if place == "append":
         return f"{prompt} {trigger}"
-    found, count = _named(concept).subn(lambda _: trigger, prompt)
+    found, count = names(concept).subn(lambda _: trigger, prompt)
     if not count:
         raise BadSetting(
             f"{attack}: expected prompts that name concept {concept.name!r}, for the trigger to stand in its "
@@ -67,9 +67,10 @@ def triggered(prompt: str, concept: Concept, trigger: str, place: Place, *, atta
     return found
 
 
-def _named(concept: Concept) -> re.Pattern[str]:
-    names = "|".join(map(re.escape, sorted((concept.name, *concept.synonyms), key=len, reverse=True)))
-    return re.compile(rf"\b(?:{names})\b", flags=re.IGNORECASE)
+def names(concept: Concept) -> re.Pattern[str]:
+    """The concept's name and synonyms, as whole words in a prompt, the longest first."""
+    either = "|".join(map(re.escape, sorted((concept.name, *concept.synonyms), key=len, reverse=True)))
+    return re.compile(rf"\b(?:{either})\b", flags=re.IGNORECASE)
 
 
 def random_strings(count: int, length: int, random: torch.Generator) -> list[str]:
