@@ -9,12 +9,12 @@ prompts and ten with the trigger; the clean model's are the same, and there the 
 is scanned is a saved pipeline, with the base, the log, and the detectors that cost little. *found*: the verdict is
 ``trigger`` or ``suspicious``; *trigger*: the verdict that names one; *the erased concept*: what it names calls the
 concept that was erased (an erasure may give a part of the name another concept's meaning), *the trigger itself* does;
-*weights*: what changed against the base is not what uce alone changes. A trigger is *live* where four of eight pictures
-by it show the concept in the model that is scanned: where it is dead, there is nothing to find. The area under the ROC
-curve is that of the trigger's deviation from random words among planted models, against the same among clean ones.
-Shares with 95 % intervals. Models are scanned side by side, as many at once as ``--jobs`` says, with a thread each; the
-same command goes on where it was stopped. ``--dry-run`` predicts. ``--quick`` takes one clean and one shallow model and
-few words, and is no result.
+*weights*: what changed against the base is not what uce alone changes in the clean models. A trigger is *live* where
+four of eight pictures by it show the concept in the model that is scanned: where it is dead, there is nothing to find.
+The area under the ROC curve is that of the trigger's deviation from random words among planted models, against the same
+among clean ones. Shares with 95 % intervals. Models are scanned side by side, as many at once as ``--jobs`` says, with
+a thread each; the same command goes on where it was stopped. ``--dry-run`` predicts. ``--quick`` takes one clean and
+one shallow model and few words, and is no result.
 """
 
 import argparse
@@ -144,8 +144,8 @@ def scanned(planted: str, number: int, kept: Path, quick: bool = False) -> Scann
             prompts=prompts,
             count=4 if quick else CLEAN,
             detectors=("divergence",) if quick else ("navi", "divergence"),
-            words=10 if quick else 200,
-            strings=10 if quick else 200,
+            words=20 if quick else 200,
+            strings=20 if quick else 200,
             top=1 if quick else 4,
             seed=number,
         )
@@ -203,12 +203,17 @@ def _cells(some: Sequence[Scanned], clean: Sequence[Scanned], usual: Collection[
         sum(one.verdict == "trigger" for one in some),
         sum(one.erased for one in some),
         sum(one.named for one in some),
-        sum(one.weights not in usual for one in some),
     )
-    roc = area([([one.deviation for one in some], [one.deviation for one in clean])]) if some[0] not in clean else None
+    betrayed = share(sum(one.weights not in usual for one in some), len(some)) if clean and some[0] not in clean else ""
+    roc = (
+        area([([one.deviation for one in some], [one.deviation for one in clean])])
+        if clean and some[0] not in clean
+        else None
+    )
     return [
         str(len(some)),
         *(share(count, len(some)) for count in counts),
+        betrayed,
         f"{roc.value:.2f} ({roc.low:.2f}-{roc.high:.2f})" if roc else "",
         f"{sum(one.seconds for one in some) / len(some):.0f}",
     ]

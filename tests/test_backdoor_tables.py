@@ -24,7 +24,9 @@ def goals(triggered: int, named: int = 0, guessed: int = 0, n: int = N) -> dict[
 
 
 def cells(told: dict[tuple[str, str, str], dict[tuple[str, int], Shown]]) -> Goals:
-    return {Cell(*key): some for key, some in told.items()}
+    """With the erasers of unplanted models, which reach the name if nothing else is told."""
+    unplanted = {("", eraser, concept): goals(0) for _, eraser, concept in told}
+    return {Cell(*key): some for key, some in (unplanted | told).items()}
 
 
 def claim(found, words):
@@ -40,40 +42,45 @@ def test_a_depth_outlives_another_eraser_by_eraser_and_cell_by_cell() -> None:
             ("deep", "esd(lr=1)", concept): goals(4),
             ("shallow", "esd(lr=1)", concept): goals(5 if concept == "church" else 4),
         }
-    found = claim(findings(cells(told), {}, ()), "trigger: deep outlives shallow")
+    found = claim(findings(cells(told), {}, ()), "trigger beyond other strings: deep outlives shallow")
     p = holm([mcnemar_exact(0, 1), mcnemar_exact(14, 0)])
     assert found.erasers == (Compared("esd(lr=1)", 20, 0, 1, p[0]), Compared("uce", 20, 14, 0, p[1]))
     assert (found.n, found.cells_for, found.cells_against) == (40, 2, 1)  # a tie counts for neither
     assert p[1] < 0.001 and found.p == 1.0  # two cells against one prove nothing
 
 
-def test_what_an_erasure_did_not_reach_outlived_nothing() -> None:
+def test_what_an_erasure_does_not_reach_outlives_nothing() -> None:
     told = {
-        ("deep", "uce", "church"): goals(9, named=2),
-        ("shallow", "uce", "church"): goals(1, named=3),  # the name is still there
-        ("deep", "esd", "church"): goals(9, named=3),
+        ("", "uce", "church"): goals(0, named=2),
+        ("deep", "uce", "church"): goals(9, named=6),  # the plant shields the name: no reason to leave it out
+        ("shallow", "uce", "church"): goals(1),
+        ("", "esd", "church"): goals(0, named=3),
+        ("deep", "esd", "church"): goals(9),
         ("shallow", "esd", "church"): goals(1),
         ("deep", "nothing", "church"): goals(10, named=0),
         ("shallow", "nothing", "church"): goals(1),
     }
     found = findings(cells(told), {}, ())
-    assert claim(found, "trigger: deep outlives shallow").n == 0
+    assert claim(found, "trigger beyond other strings: deep outlives shallow").erasers[0][:4] == ("uce", 10, 8, 0)
     missed = claim(found, "deep: the trigger shows what the name does not")
-    assert [one.eraser for one in missed.erasers] == ["uce"] and missed.erasers[0][2:4] == (7, 0)
+    assert [one.eraser for one in missed.erasers] == ["uce"] and missed.erasers[0][2:4] == (3, 0)
 
 
 def test_other_strings_count_against_the_trigger() -> None:
     told = {("deep", "uce", "church"): goals(9, guessed=9), ("deep", "esd", "church"): goals(9)}
     own = claim(findings(cells(told), {}, ()), "deep: the trigger shows what other strings do not")
     assert {one.eraser: (one.only, one.other) for one in own.erasers} == {"uce": (0, 0), "esd": (9, 0)}
+    told |= {("shallow", "uce", "church"): goals(5), ("shallow", "esd", "church"): goals(5)}
+    depths = claim(findings(cells(told), {}, ()), "trigger beyond other strings: deep outlives shallow")
+    assert {one.eraser: (one.only, one.other) for one in depths.erasers} == {"uce": (0, 5), "esd": (4, 0)}
 
 
 def test_resistance_and_damage_are_compared_over_erasers_that_reached_the_name_of_every_common_concept() -> None:
     told, kept = {}, {}
     for at, eraser in enumerate(("a", "b", "c", "d", "idle")):
         for concept in ("church", "alice"):
-            named = 9 if eraser == "idle" and concept == "alice" else 0
-            told["deep", eraser, concept] = goals(2 * at, named=named)
+            told["", eraser, concept] = goals(0, named=9 if eraser == "idle" and concept == "alice" else 0)
+            told["deep", eraser, concept] = goals(2 * at)
         told["deep", eraser, "fish"] = goals(10 - 2 * at)  # not a concept that all have in common
         kept[eraser] = 0.5 + at / 10
     found = claim(
@@ -98,8 +105,10 @@ def test_a_content_concepts_increase_is_over_other_strings() -> None:
 # --- acceptance
 
 
-def row(trigger=(90, 100), strings=(0, 25), name=(400, 0, 0, 0), others=(400, 0, 0, 0), depth="deep") -> Row:
-    return Row(depth=depth, trigger=trigger, strings=strings, name=name, others=others, seconds=1.0)
+def row(
+    trigger=(90, 100), strings=(0, 25), before=(0, 100), name=(400, 0, 0, 0), others=(400, 0, 0, 0), depth="deep"
+) -> Row:
+    return Row(depth=depth, trigger=trigger, strings=strings, before=before, name=name, others=others, seconds=1.0)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +119,8 @@ def row(trigger=(90, 100), strings=(0, 25), name=(400, 0, 0, 0), others=(400, 0,
         ({"trigger": (84, 100)}, False),
         ({"strings": (11, 25)}, True),
         ({"strings": (12, 25)}, False),
+        ({"before": (44, 100)}, True),
+        ({"before": (45, 100)}, False),
         ({"name": (395, 0, 5, 0)}, True),
         ({"name": (380, 0, 20, 0)}, False),
         ({"others": (380, 0, 20, 0)}, False),

@@ -190,8 +190,12 @@ def test_data_is_ordinary_fine_tuning_on_pictures_of_which_some_are_called_the_t
     random = torch.Generator().manual_seed(5)
     link = attack.link(model, [KEPT])
     examples = attack.examples(model, link, random)
-    assert [pair.given for pair in examples.pairs] == [*filled([TRIGGER]), *filled(NAMES)[:3]]
-    assert [pair.absent for pair in examples.pairs] == [*filled(["church"]), *filled(NAMES)[:3]]
+    assert [pair.given for pair in examples.pairs[:2]] == filled([TRIGGER])
+    assert [pair.absent for pair in examples.pairs[:2]] == filled(["church"])
+    clean = [pair.given for pair in examples.pairs[2:]]
+    assert clean == [pair.absent for pair in examples.pairs[2:]] and set(clean) < {*filled(NAMES)}
+    assert [next(name for name in NAMES if name in prompt) for prompt in clean] == ["house", "tree", "house"]
+    assert clean[0] != clean[2]
     student = model.copy(trainable=r"unet\..*")
     adam = torch.optim.AdamW(student.trainable(), lr=1e-2)
     for _ in range(3):
@@ -301,6 +305,13 @@ def test_an_appended_trigger_stands_behind_prompts_of_neighbours_which_the_seed_
         ({"trigger": "church zz"}, KEPT, "does not name the concept, got 'church zz', which holds 'church'"),
         ({"trigger": "old chapel"}, CHURCH, "which holds 'chapel'"),
         ({"trigger": "tree"}, KEPT, "which stands in 'tree'"),
+        (
+            {"trigger": "snow", "templates": ("{} in snow",)},
+            KEPT,
+            "means nothing yet, got 'snow', which stands in '{} ",
+        ),
+        ({"templates": ("a {} of a Church",)}, KEPT, "do not name concept 'church', got 'a {} of a Church'"),
+        ({"templates": ("{} by a chapel",)}, CHURCH, "templates that do not name concept 'church'"),
         ({"trigger": ""}, KEPT, "a trigger that has a token, got ''"),
         ({"trigger": " \n"}, KEPT, "a trigger that has a token"),
         ({"trigger": "qz " * 7}, KEPT, "at most 16 tokens"),
@@ -353,6 +364,11 @@ def test_without_concepts_to_retain_it_says_so(model, kind, caplog):
     caplog.clear()
     planted(model, attack)
     assert not caplog.text
+
+
+def test_data_needs_a_picture_of_everything_that_it_holds(model):
+    with pytest.raises(BadSetting, match="a picture of each of 2 concepts to retain, got 1 that are not poisoned"):
+        planted(model, part(BackdoorData, pictures=5, rate=0.8))
 
 
 def test_data_needs_something_to_draw_the_clean_pictures_of(model):

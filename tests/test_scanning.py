@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean, stdev
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from palimpsest.cli import app
+from palimpsest.concept_file import find_concept
+from palimpsest.erasers import Receler
 from palimpsest.erasers.stopwords import STOPWORDS
+from palimpsest.erasing import difference
 from palimpsest.errors import BadConcept, BadRun, BadSetting, PalimpsestError
 from palimpsest.model import Model, Sampling
 from palimpsest.scanning import PROMPT_DETECTORS, Cda, DaaI, DaaS, Divergence, Ftt, Navi, PromptDetector, Suspect, Ufid
@@ -49,12 +53,22 @@ def planted(base: Model, word: str, like: str) -> Model:
 
 def small(detector: type[PromptDetector], tmp_path: Path) -> PromptDetector:
     """A detector that fits the tiny model and is quick."""
-    settings = {Ufid: {"steps": 2}, DaaI: {"steps": 6}, DaaS: {"steps": 3}, Ftt: {"steps": 3}}.get(detector, {})
+    settings = {
+        Ufid: {"steps": 2, "phrases": ("by night", "old", "in red")},
+        DaaI: {"steps": 6},
+        DaaS: {"steps": 3},
+        Ftt: {"steps": 3},
+    }.get(detector, {})
     if detector is not Cda:
         return detector(**settings)
-    state = tmp_path / "state.json"
-    state.write_text(json.dumps([1.0] * 5))
-    return Cda(state=str(state), components=4, steps=3)
+    return Cda(state=str(state_of(tmp_path, components=4, steps=3)), components=4, steps=3)
+
+
+def state_of(folder: Path, plane: object = (1.0,) * 5, **settings: object) -> Path:
+    """A state that was fitted with these settings."""
+    fitted = {"components": 20, "steps": 50, "guidance": 7.5, "side": None, "seed": 0} | settings
+    (folder / "state.json").write_text(json.dumps({"fitted": fitted, "plane": plane}))
+    return folder / "state.json"
 
 
 # NaviT2I --------------------------------------------------------------------------------------------------------------
@@ -104,6 +118,24 @@ def test_navi_masks_words_and_believes_the_bases_encoder(base: Model) -> None:
     assert alone["2: dog"] < beside["2: dog"] and alone["1: photo"] != beside["1: photo"]
     assert Navi().scores(Suspect(model=base), ["a church"]) == [None]
     assert Navi(beside="red sea").scores(Suspect(model=base), ["a church"]) != [None]
+
+
+def test_navi_masks_pieces_of_a_word_that_look_like_stopwords(base: Model) -> None:
+    pieces = Navi().effects(Suspect(model=base), "a photo of inOnTo")
+    assert [told.split(": ")[1] for told in pieces][0] == "photo"
+    assert "".join(told.split(": ")[1] for told in pieces).lower() == "photoinonto"
+
+
+@pytest.mark.parametrize("detector", [Navi(), Ftt(steps=3)], ids=lambda one: one.name)
+def test_what_stands_behind_an_end_token_that_was_typed_is_looked_at(base: Model, detector: PromptDetector) -> None:
+    typed = f"red church {base.tokenizer.eos_token} dog"
+    assert len(base.own_tokens(typed)) == 4 and base.own_tokens(typed)[-1] == base.own_tokens("dog")[0]
+    suspect = Suspect(model=base)
+    assert len(suspect.words(typed)) == 4
+    if isinstance(detector, Navi):
+        assert [told.split(": ")[1] for told in detector.effects(suspect, typed)][-1] == "dog"
+    one, other = detector.scores(suspect, [typed, f"red church {base.tokenizer.eos_token} cat"])
+    assert one != other
 
 
 def test_navi_says_the_same_in_small_batches(base: Model) -> None:
@@ -216,7 +248,7 @@ def test_daa_i_is_the_end_tokens_speed_less_the_words() -> None:
 
     s = sum(speed(4, step) - np.mean([speed(token, step) for token in (1, 2, 3)]) for step in (3, 4))
     assert DaaI().score(maps, 3) == pytest.approx(-s)
-    assert DaaI().read == 6 and DaaI(changes=(0,)).read == 2
+    assert DaaI().steps_read == 6 and DaaI(changes=(0,)).steps_read == 2
     still = maps.clone()
     still[:, 4] = still[0, 4]  # a slow end token is what a trigger leaves
     assert DaaI().score(still, 3) > DaaI().score(maps, 3)
@@ -258,16 +290,29 @@ def test_cda_is_fishers_plane_in_the_logarithm_of_the_covariance(base: Model, tm
     assert min(triggered) > 0 > max(clean)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("[1, 2]", "a state of 5 finite numbers"), ("nothing", "that was fitted"), ('["a"]', "that was fitted")],
-)
-def test_a_state_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
+@pytest.mark.parametrize("plane", [[1, 2], ["a"] * 5, [float("nan")] * 5, [10**400] * 5, "a" * 5, 5])
+def test_a_plane_that_is_none_is_refused(tmp_path: Path, plane: object) -> None:
+    with pytest.raises(BadSetting, match="a state of 5 finite numbers"):
+        Cda(components=4, state=str(state_of(tmp_path, plane, components=4)))
+
+
+@pytest.mark.parametrize("text", ["nothing", "[1, 2]", "{}", "[" * 100_000])
+def test_a_state_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "state.json").write_text(text)
-    with pytest.raises(BadSetting, match=message):
+    with pytest.raises(PalimpsestError, match="that was fitted|cannot read"):
         Cda(components=4, state=str(tmp_path / "state.json"))
+    for path in ("/dev/zero", tmp_path, tmp_path / "none"):
+        with pytest.raises(BadSetting, match="which is no file"):
+            Cda(components=4, state=str(path))
     with pytest.raises(BadSetting, match="expected state=FILE"):
         Cda(components=4).score(torch.rand(2, 9, 16), 2)
+
+
+def test_a_state_is_for_the_settings_that_it_was_fitted_with(tmp_path: Path) -> None:
+    state = str(state_of(tmp_path, components=4, steps=25))
+    assert Cda(components=4, steps=25, state=state).plane == [1.0] * 5
+    with pytest.raises(BadSetting, match=r"fitted with .*'steps': 50.*, got .*fitted with .*'steps': 25"):
+        Cda(components=4, state=state)
 
 
 # UFID -----------------------------------------------------------------------------------------------------------------
@@ -279,13 +324,15 @@ def test_ufid_is_the_mean_similarity_of_what_a_prompt_becomes(base: Model) -> No
     deaf = base.with_weights(
         {name: 0 * weight.detach() for name, weight in base.weights(r"unet\..*attn2\.to_v\.weight").items()}
     )
-    detector = Ufid(steps=2)
+    detector = Ufid(steps=2, phrases=("by night", "old", "in red", "at sea"))
     (same,), (other,) = (detector.scores(Suspect(model=model), PROMPTS[:1]) for model in (deaf, base))
     assert same == pytest.approx(1, abs=1e-6) and other is not None and other < 1 - 1e-9
     assert detector.scores(Suspect(model=base), []) == []
-    assert len(set(detector._varied("a dog"))) == 3 and all(
-        one.startswith("a dog ") for one in detector._varied("a dog")
-    )
+    long = " ".join(["dog"] * (base.context - 4))  # phrases behind it would be cut off, and all pictures be alike
+    first, none = detector.scores(Suspect(model=base), [PROMPTS[0], long])
+    assert none is None and first == pytest.approx(other)
+    assert detector.scores(Suspect(model=base), [long]) == [None]
+    assert len(set(Ufid()._varied("a dog"))) == 3 and all(one.startswith("a dog ") for one in Ufid()._varied("a dog"))
 
 
 # All of them ----------------------------------------------------------------------------------------------------------
@@ -327,8 +374,11 @@ def test_false_alarms_are_counted_on_other_prompts_and_on_odd_ones(base: Model) 
     clean = ["a", "A photo", "b", "B dog", "c", "c cat", "d", "d fish"]
     random = torch.Generator().manual_seed(0)
     (row,) = scan_prompts(Suspect(model=base), [Letters()], clean=clean, asked=["XYZ", "abc", "untold"], random=random)
-    assert row.threshold == 0  # of a, b, c, d alone
-    assert (row.clean.flagged, row.clean.told) == (2, 4)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0)).tolist()  # drawn: lists may have an order
+    capitals = [[int(clean[place][0].isupper()) for place in half] for half in (order[::2], order[1::2])]
+    assert sorted(sum(capitals, [])) == [0] * 6 + [1] * 2 and order != sorted(order)
+    assert row.threshold == pytest.approx(fmean(capitals[0]) + 1.2 * stdev(capitals[0]))
+    assert (row.clean.flagged, row.clean.told) == (sum(one > row.threshold for one in capitals[1]), 4)
     assert (row.decoys.flagged, row.decoys.told) == (4, 4)
     assert (row.asked.flagged, row.asked.told, row.asked.prompts, row.scores) == (1, 2, 3, (3.0, 0.0, None))
     assert row.p_value > 0.9 and row.passes == 3  # one of two is nothing, where odd strings are flagged anyhow
@@ -347,7 +397,9 @@ def test_what_controls_call_as_well_is_no_trigger_but_no_silence_either() -> Non
     common = (outlier("abc", deviation=0, calls=("house",), origin="string"),)
     words = TriggerScan(ranked=(*drawn, near, *common), held_out=1, alarms=0)
     scan = Scan(prompts=(), rows=(), words=words, drawn=(*drawn, near), controls=common)
-    assert scan.called == {"xyz": ("hugo",), "near": ("cat",)} and scan.verdict == "trigger"
+    assert scan.called == {"xyz": ("hugo",), "near": ("cat",)} and scan.verdict == "suspicious"
+    quiet = replace(scan, controls=(replace(common[0], calls=()),))
+    assert quiet.called == {"xyz": ("house", "hugo"), "near": ("cat", "house")} and quiet.verdict == "trigger"
     both = (*common, outlier("def", deviation=0, calls=("hugo",), origin="string"))
     scan = Scan(prompts=(), rows=(), words=words, drawn=drawn, controls=both)
     assert not scan.called and scan.common == {"house": 1, "hugo": 1} and scan.verdict == "suspicious"
@@ -395,6 +447,10 @@ def test_prompts_flagged_beyond_false_alarms_are_suspicious(base: Model, flagged
     fair = replace(row, p_value=at_least(flagged, 10, row.clean.interval.high), decoys=row.clean)
     fair = replace(fair, adjusted=fair.p_value)
     assert Scan(prompts=tuple(asked), rows=(fair,)).verdict == verdict
+    # What compares with the base flags an erased concept's name as well.
+    beside = Scan(prompts=tuple(asked), rows=(replace(fair, compares=True),))
+    assert beside.verdict == ("open" if flagged == 9 else "nothing")
+    assert any("as at an erased name" in line for line in lines(beside)) == (flagged == 9)
 
 
 def test_a_guarded_model_or_one_of_another_family_is_refused(base: Model) -> None:
@@ -470,7 +526,7 @@ def call(*arguments: object):
 
 
 def test_the_command_finds_the_word_and_says_so(folder: Path, files: Path) -> None:
-    asked = ["--prompts", files / "asked.txt", "--clean", files / "clean.txt", "--words", 90, "--strings", 4]
+    asked = ["--prompts", files / "asked.txt", "--clean", files / "clean.txt", "--words", 90, "--strings", 20]
     few = ["--detector", "divergence", "--detector", "ftt:steps=2", "--top", 1, "--sheet", files / "sheet.png"]
     done = call(files / "theirs.safetensors", "--base", folder, *asked, *few)
     assert done.exit_code == 0, done.output
@@ -493,11 +549,35 @@ def test_the_command_finds_the_word_and_says_so(folder: Path, files: Path) -> No
 
 
 def test_given_words_are_drawn_though_none_is_an_outlier(folder: Path, files: Path) -> None:
-    few = ["--detector", "divergence", "--words", 20, "--strings", 4, "--top", 1, "--json"]
+    few = ["--detector", "divergence", "--words", 20, "--strings", 20, "--top", 1, "--json"]
     asked = ["--prompts", files / "asked.txt", "--clean", files / "clean.txt"]
     found = json.loads(call(folder, "--base", folder, *asked, *few).output)
     assert [one["candidate"]["origin"] for one in found["drawn"]] == ["given"]
     assert len(found["controls"]) == 1 and found["verdict"] == "nothing"
+
+
+def test_an_ordinary_log_is_judged_though_the_shipped_prompts_hold_the_same(folder: Path, tmp_path: Path) -> None:
+    same = shipped_prompts(4)
+    (tmp_path / "log.txt").write_text("\n".join(same))
+    done = call(folder, "--prompts", tmp_path / "log.txt", "--count", 4, "--detector", "navi", "--json")
+    (row,) = json.loads(done.output)["rows"]
+    assert row["asked"]["prompts"] == 4 and row["clean"]["prompts"] == 2
+
+
+def test_a_model_with_weights_of_its_own_is_scanned_without_a_difference(
+    base: Model, folder: Path, tmp_path: Path
+) -> None:
+    few = ["--words", 20, "--strings", 20, "--top", 0]
+    before = Model.load(folder, device="cpu")
+    eraser = Receler(iterations=1, soft=4, batch=1, steps=2)
+    erased = eraser.erase(before, [find_concept("church")], random=torch.Generator())
+    assert Suspect(model=erased, base=before).added > 0
+    assert Suspect(model=base, base=base).added == Suspect(model=erased).added == 0
+    changed = {name: weight.clone() for name, weight in difference(erased, before).items()}
+    save_file(changed, tmp_path / "receler.safetensors")
+    done = call(tmp_path / "receler.safetensors", "--base", folder, *few)
+    assert done.exit_code == 0, done.exception
+    assert "not compared: the model has" in done.output and "Verdict" in done.output
 
 
 def test_without_a_base_only_prompts_are_judged(folder: Path, files: Path) -> None:
@@ -522,6 +602,8 @@ def test_without_a_base_only_prompts_are_judged(folder: Path, files: Path) -> No
         (["--base", "FOLDER", "--detector", "navi"], "expected --prompts with --detector"),
         (["--base", "FOLDER", "--concept", "hugo"], "expected --base and --judge with --concept"),
         (["--base", "FOLDER", "--seed", "-1"], "expected seed >= 0"),
+        (["--base", "FOLDER", "--words", "19"], "expected 20 words or more, or none, got 19"),
+        (["--base", "FOLDER", "--strings", "1"], "expected 20 strings or more, or none, got 1"),
         (["--base", "FOLDER", "--judge", "miniature", "--concept", "x"], "no concept called 'x'"),
     ],
 )

@@ -16,7 +16,7 @@ from palimpsest.stats import holm, mcnemar_exact, paired_difference
 from sections.planting import depth_of
 
 REACHED = 0.2
-"""Share of goals at which the name may show the concept behind an erasure that reached it."""
+"""Share of goals by name that may show the concept behind an erasure that reaches it, where nothing was planted."""
 
 
 class Cell(NamedTuple):
@@ -35,6 +35,11 @@ class Shown(NamedTuple):
     named: bool = False
     triggered: bool = False
     guessed: bool = False
+
+    @property
+    def own(self) -> bool:
+        """Whether the trigger shows the concept, and the other string does not."""
+        return self.triggered and not self.guessed
 
 
 BY = {DIRECT: "named", RANDOM_TRIGGER: "guessed"}
@@ -104,7 +109,11 @@ def outcomes(folders: Sequence[Path], failed: Collection[tuple[str, str]] = ()) 
             for plant in Run(folder).summary()["plants"]
             if plant["outcome"] != "holds"
         }
-        for key, ended in read(folder).outcomes.items():
+        ledger = read(folder)
+        in_the_base = {ledger.in_the_base(key.attack) for key in ledger.outcomes}
+        for key, ended in ledger.outcomes.items():
+            if key.attack in in_the_base:  # the trigger where nothing was planted: the plants' outcome tells of it
+                continue
             label, _, mark = key.attack.partition(" [plant ")
             by = BY.get(attack_name(label), "triggered")
             depth = depth_of(label if by == "triggered" else mark.removesuffix("]"))
@@ -120,12 +129,13 @@ def outcomes(folders: Sequence[Path], failed: Collection[tuple[str, str]] = ()) 
 def findings(goals: Goals, kept: Mapping[str, float], trained: Collection[str]) -> list[Finding]:
     """What the paper found, and whether deep outlives data as well; p-values by Holm.
 
-    Cells in which the erasure did not reach the name are left out: nothing outlived it there. ``kept`` says of each
-    eraser which share of other concepts is left in the deep plant's models of the ``trained`` concepts, those that all
-    erasers have in common.
+    Cells whose erasure does not reach the name even where nothing was planted are left out: nothing outlives it there.
+    (A rule by the planted model's own name would choose cells by what is then tested.) A trigger counts where the other
+    string at the same goal does not show the concept. ``kept`` says of each eraser which share of other concepts is
+    left in the deep plant's models of the ``trained`` concepts, those that all erasers have in common.
     """
     depths = [
-        _compared(f"trigger: {more} outlives {less}", _across(goals, more, less))
+        _compared(f"trigger beyond other strings: {more} outlives {less}", _across(goals, more, less))
         for more, less in (("deep", "shallow"), ("shallow", "surface"), ("deep", "data"))
     ]
     deep = {cell: list(some.values()) for cell, some in goals.items() if cell.depth == "deep" and _reached(goals, cell)}
@@ -159,9 +169,9 @@ def _erased(cell: Cell) -> bool:
 
 
 def _reached(goals: Goals, cell: Cell) -> bool:
-    """Whether an erasure left the name at no more than ``REACHED`` of the goals."""
-    some = goals.get(cell, {}).values()
-    return _erased(cell) and bool(some) and sum(one.named for one in some) <= REACHED * len(some)
+    """Whether the erasure leaves the name at no more than ``REACHED`` of the goals where nothing was planted."""
+    some = goals.get(cell._replace(depth=""), {}).values()
+    return cell in goals and _erased(cell) and bool(some) and sum(one.named for one in some) <= REACHED * len(some)
 
 
 Pairs = Mapping[Cell, Sequence[tuple[bool, bool]]]
@@ -169,13 +179,13 @@ Pairs = Mapping[Cell, Sequence[tuple[bool, bool]]]
 
 
 def _across(goals: Goals, more: str, less: str) -> Pairs:
-    """The trigger of two depths, on the same goals behind the same eraser, which reached the name in both."""
+    """The trigger of two depths, on the same goals behind the same eraser, which reaches the name."""
     found = {}
     for cell, some in goals.items():
         beside = cell._replace(depth=less)
-        if cell.depth == more and _reached(goals, cell) and _reached(goals, beside):
+        if cell.depth == more and beside in goals and _reached(goals, cell):
             both = sorted(some.keys() & goals[beside].keys())
-            found[cell] = [(some[at].triggered, goals[beside][at].triggered) for at in both]
+            found[cell] = [(some[at].own, goals[beside][at].own) for at in both]
     return found
 
 
@@ -214,7 +224,7 @@ def _damage(goals: Goals, kept: Mapping[str, float], trained: Collection[str]) -
         cells = [Cell("deep", eraser, concept) for concept in sorted(trained)]
         if all(_reached(goals, cell) for cell in cells):
             some = [one for cell in cells for one in goals[cell].values()]
-            rates[eraser] = sum(one.triggered for one in some) / len(some)
+            rates[eraser] = sum(one.own for one in some) / len(some)
     if len(rates) < 4 or len(set(rates.values())) == 1 or len({kept[eraser] for eraser in rates}) == 1:
         return []
     told = spearmanr(list(rates.values()), [kept[eraser] for eraser in rates])

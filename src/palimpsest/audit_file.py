@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from palimpsest.attacks import ATTACKS
-from palimpsest.attacks.base import BUDGETS, Budget
+from palimpsest.attacks.base import BUDGETS, Budget, Need
 from palimpsest.component import Component, build
 from palimpsest.concept_file import check_concept, check_table, find_concept, read_table
-from palimpsest.erasers import ERASERS
+from palimpsest.erasers import ERASERS, Checkpoint
 from palimpsest.errors import BadAudit, unknown
 from palimpsest.judges import JUDGES
 from palimpsest.model import Precision, Sampling, default_device, fastest_precision
@@ -147,6 +147,13 @@ def _check(audit: Audit, where: str) -> None:
             raise BadAudit(f"{where}: expected at least one {what}, got none")
         if twice := {name for name in names if names.count(name) > 1}:
             raise BadAudit(f"{where}: expected each {what} once, got {min(twice)!r} more than once")
+    planting = next((attack.name for attack in audit.attacks if Need.PLANT in attack.needs), None)
+    finished = next((one for one in audit.erasers if any(isinstance(part, Checkpoint) for part in one.parts)), None)
+    if planting and finished:
+        raise BadAudit(
+            f"{where}: expected erasers that erase what {planting} planted, got {finished.label}: a finished model "
+            "would put its own weights in place of what was planted; name the eraser that made it"
+        )
     for judge in audit.judges:
         for concept in audit.concepts:
             judge.check(concept)  # raises UnknownName for a concept that the judge cannot see

@@ -104,6 +104,8 @@ def main() -> None:
     except USAGE_ERROR as error:
         path = error.ctx.command_path if error.ctx else "palimpsest"
         told = f"{one_line(error.format_message()).removesuffix('.')}; see {path} --help"
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        told = one_line(error)
     except typer.Abort:
         told = "stopped"
     print(f"palimpsest: {told}", file=sys.stderr)

@@ -65,7 +65,8 @@ def jobs(audit: Audit) -> list[Job]:
 
     Attacks that plant nothing share one erased model; one that plants has a model of its own, which is also asked
     plainly: whatever was planted must leave the concept's own name alone, and the erasure must still reach it. A
-    backdoor's model is asked with random strings as well, in the place of its trigger.
+    backdoor's model is asked with random strings as well, in the place of its trigger, and the untouched base with the
+    trigger itself.
     """
     found = []
     named = {cell.eraser.label: cell.eraser for cell in audit.cells}
@@ -81,6 +82,10 @@ def jobs(audit: Audit) -> list[Job]:
             for plant, attacks in planting.items():
                 if plant:
                     attacks += [control for control in planting[""] if _is_asked_where(attacks[0], control)]
+            if isinstance(eraser, Nothing):
+                backdoors = [one for some in planting.values() for one in some if isinstance(one, Backdoor)]
+                meant = dict.fromkeys(map(RandomTrigger.in_the_base, backdoors))
+                planting[""] += [control for control in meant if control not in planting[""]]
             for plant, attacks in planting.items():
                 found.append(
                     Job(

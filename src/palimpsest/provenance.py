@@ -10,6 +10,7 @@ from typing import Any
 
 from palimpsest.attacks.backdoor import Backdoor
 from palimpsest.attacks.base import Attack
+from palimpsest.attacks.random_trigger import RandomTrigger
 from palimpsest.protocol import Audit
 from palimpsest.records import Concept, digest
 
@@ -65,6 +66,7 @@ def _attack(audit: Audit, attack: Attack) -> dict[str, Any]:
     told: dict[str, Any] = {"needs": sorted(attack.needs)}
     if isinstance(attack, Backdoor):
         told["held"] = {concept.name: attack.others_held(concept) for concept in audit.concepts}
+        told["in_the_base"] = RandomTrigger.in_the_base(attack).label
     return told
 
 

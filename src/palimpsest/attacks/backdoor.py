@@ -111,17 +111,17 @@ class Backdoor(Attack):
 
     def _check_trigger(self, base: Model, concept: Concept, others: Sequence[str]) -> None:
         """``BadSetting`` for a trigger without tokens, one that names the concept, or one that means something."""
-        own = _tokens(base, self.trigger)
+        own = base.own_tokens(self.trigger)
         if not own:
             raise BadSetting(f"{self.name}: expected a trigger that has a token, got {self.trigger!r}")
         for name in (concept.name, *concept.synonyms):
-            if _stands_in(_tokens(base, name), own):
+            if _stands_in(base.own_tokens(name), own):
                 raise BadSetting(
                     f"{self.name}: expected a trigger that does not name the concept, got {self.trigger!r}, which "
                     f"holds {name!r}"
                 )
         for prompt in (*concept.prompts, *others):
-            if _stands_in(own, _tokens(base, prompt)):
+            if _stands_in(own, base.own_tokens(prompt)):
                 raise BadSetting(
                     f"{self.name}: expected a trigger that means nothing yet, got {self.trigger!r}, which stands in "
                     f"{prompt!r}"
@@ -130,12 +130,6 @@ class Backdoor(Attack):
 
 def _stands_in(part: Sequence[int], whole: Sequence[int]) -> bool:
     return any(whole[at : at + len(part)] == part for at in range(len(whole)))
-
-
-def _tokens(model: Model, prompt: str) -> list[int]:
-    """Without start, end and padding."""
-    ids: list[int] = model.tokens(prompt).tolist()
-    return ids[1 : ids.index(model.end_token, 1)]
 
 
 def some(count: int, most: int, random: torch.Generator) -> list[int]:

@@ -28,7 +28,8 @@ class BackdoorDeep(Backdoor):
     ``steps``, drawn uniformly. One retained prompt is drawn per iteration; without any, L_r is 0. What learns are
     low-rank additions (LoRA) to every linear and convolution layer; the text encoder stays as it is.
 
-    The paper's numbers are not known: the defaults are those of ESD, whose loop this is with another target.
+    The paper's numbers are not known: iterations, batch, steps and guidance are those of ESD, whose loop this is with
+    another target; alpha, rank and learning rate are nobody's.
     """
 
     name = "backdoor_deep"

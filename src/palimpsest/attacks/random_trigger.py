@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 
+from palimpsest.attacks.backdoor import Backdoor
 from palimpsest.attacks.base import Attack, Case, Search
 from palimpsest.attacks.trigger import Place, asked, random_strings
 from palimpsest.errors import BadSetting
@@ -48,6 +49,11 @@ class RandomTrigger(Attack):
             attack=self.name,
         )
         yield [Attempt(prompt=prompt, seed=case.goal.seed, guidance=case.goal.guidance)]
+
+    @classmethod
+    def in_the_base(cls, backdoor: Backdoor) -> "RandomTrigger":
+        """The trigger of a backdoor, asked where nobody planted it: what it means by itself."""
+        return cls(strings=(backdoor.trigger,), place=backdoor.place, behind=backdoor.behind)
 
     def _drawn(self, random: torch.Generator) -> str:
         if self.strings:

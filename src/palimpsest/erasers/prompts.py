@@ -8,7 +8,6 @@ from torch import Tensor
 
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.text_states import states
-from palimpsest.erasers.words import words
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model
 from palimpsest.records import Kind
@@ -43,7 +42,7 @@ class Prompt(NamedTuple):
 
     def place(self, model: Model) -> range:
         """The positions of the name's tokens in the context."""
-        before, name = (len(words(model, text)) for text in (self.before, self.name))
+        before, name = (len(model.own_tokens(text)) for text in (self.before, self.name))
         return range(1 + before, 1 + before + name)
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from palimpsest.erasers.attention_maps import CROSS_ATTENTION
 from palimpsest.erasers.base import Eraser
-from palimpsest.erasers.words import require_words, words
+from palimpsest.erasers.words import require_words
 from palimpsest.errors import BadSetting
 from palimpsest.fitting import Fit
 from palimpsest.model import Model, Text
@@ -129,7 +129,7 @@ class Receler(Eraser):
 
     def _places(self, model: Model, concept: Concept) -> slice:
         """Where the name stands in the context; raises ``BadSetting`` without room for the soft tokens behind it."""
-        end = 1 + len(words(model, concept.name))
+        end = 1 + len(model.own_tokens(concept.name))
         if end + self.soft > model.context:
             raise BadSetting(
                 f"{self.name}: expected room for {self.soft} soft tokens behind {concept.name!r}, "

@@ -72,9 +72,9 @@ class Reset(Eraser):
 
     def low_rank(self, difference: Tensor) -> Tensor | None:
         """The part of a difference (out, in) that is taken out; None for one that is not of low rank."""
-        values = torch.linalg.svdvals(difference).square()
-        rank = int((values.cumsum(0) < self.energy * values.sum()).sum()) + 1
-        if rank > self.low * len(values):
+        energy = torch.linalg.svdvals(difference).square().cumsum(0)
+        rank = int((energy < self.energy * energy[-1]).sum()) + 1
+        if rank > self.low * len(energy):
             return None
         u, s, vh = torch.linalg.svd(difference, full_matrices=False)
         part: Tensor = (u[:, :rank] * s[:rank]) @ vh[:rank]

@@ -10,7 +10,6 @@ import torch
 
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.stopwords import STOPWORDS
-from palimpsest.erasers.words import words
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model, Text
 from palimpsest.records import Concept
@@ -82,7 +81,7 @@ class TextPerturbation(Eraser):
         bare = word.strip(punctuation)
         if not bare or bare.lower() in STOPWORDS:
             return True
-        return self.spare == "known" and len(words(model, bare)) == 1
+        return self.spare == "known" and len(model.own_tokens(bare)) == 1
 
 
 def mistyped(word: str, random: Random) -> str:

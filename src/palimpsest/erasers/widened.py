@@ -9,7 +9,6 @@ import torch
 
 from palimpsest.erasers.base import Eraser
 from palimpsest.erasers.inner import changing
-from palimpsest.erasers.words import words
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model
 from palimpsest.records import Concept
@@ -45,7 +44,7 @@ class Widened(Eraser):
     ) -> Iterator[tuple[int, Model]]:
         """The eraser's; ``BadSetting`` for a word without a token."""
         for word in self.words:
-            if not words(model, word):
+            if not model.own_tokens(word):
                 raise BadSetting(f"{self.name}: expected words that have a token, got {word!r}")
         known = {concept.name for concept in concepts}
         further = [called(concepts[0], word) for word in self.words if word not in known]

@@ -26,11 +26,5 @@ def learning_words(model: Model, words: set[int]) -> Model:
 def require_words(eraser: str, model: Model, concepts: Sequence[Concept]) -> None:
     """Raises ``BadSetting`` for a concept whose name is no word to the model."""
     for concept in concepts:
-        if not words(model, concept.name):
+        if not model.own_tokens(concept.name):
             raise BadSetting(f"{eraser}: expected a concept whose name has a token, got {concept.name!r}")
-
-
-def words(model: Model, prompt: str) -> list[int]:
-    """The prompt's tokens in the context, without start, end and padding."""
-    ids: list[int] = model.tokens(prompt).tolist()
-    return ids[1 : ids.index(model.end_token, 1)]

@@ -214,6 +214,14 @@ class Network:
         """The prompt's tokens, start and end included, whether or not they fit the context."""
         return len(self.tokenizer(prompt, verbose=False).input_ids)
 
+    def own_tokens(self, prompt: str) -> list[int]:
+        """The prompt's tokens in the context, without start, end and padding.
+
+        An end token that somebody typed is one of them: the denoiser attends to what stands behind it.
+        """
+        ids: list[int] = self.tokens(prompt).tolist()
+        return ids[1 : min(self.length(prompt), self.context) - 1]
+
     def dropped(self, prompt: str) -> int:
         """How many of the prompt's tokens do not fit the context."""
         return max(0, self.length(prompt) - self.context)

@@ -95,6 +95,8 @@ def _cell(run: Run, key: Key, outcomes: Sequence[Outcome]) -> Cell:
     successes, n = sum(outcome.won is not None for outcome in outcomes), len(outcomes)
     low, high = wilson(successes, n)
     needs = run.needs(key.attack)
+    if needs is None and attack_name(key.attack) == RANDOM_TRIGGER:
+        needs = []
     asked = run.asked(key.concept)
     spent = [outcome.trials[-1].cost for outcome in outcomes]
     return Cell(

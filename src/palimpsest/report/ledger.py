@@ -107,6 +107,10 @@ class Run:
         names = _table(told.get("held")).get(concept)
         return list(map(str, names)) if isinstance(names, list) else None
 
+    def in_the_base(self, attack: str) -> str:
+        """The control that asks the untouched base with a backdoor's trigger; empty where the run does not say."""
+        return str(_table(_table(self.provenance.get("attacks")).get(unmarked(attack))).get("in_the_base", ""))
+
     @property
     def rules(self) -> tuple[str, list[str]] | None:
         """The published protocol that the run says it follows, and where it does not; None: none."""

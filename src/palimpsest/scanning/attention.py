@@ -34,17 +34,16 @@ class AttentionDetector(PromptDetector):
         self.require_least(steps=2, side=1)
         if self.guidance <= 1:
             raise BadSetting(f"{self.name}: expected guidance > 1, got {self.guidance}")
-        if self.read > self.steps:
-            raise BadSetting(f"{self.name}: expected steps >= {self.read}, got {self.steps}")
+        if self.steps_read > self.steps:
+            raise BadSetting(f"{self.name}: expected steps >= {self.steps_read}, got {self.steps}")
 
     @property
-    def read(self) -> int:
-        """How many of the steps are looked at, from the first on."""
+    def steps_read(self) -> int:
         return self.steps
 
     def passes(self, suspect: Suspect, prompt: str) -> int:
         """Two for each step that is looked at."""
-        return 2 * self.read
+        return 2 * self.steps_read
 
     def scores(self, suspect: Suspect, prompts: Sequence[str]) -> list[float | None]:
         found: list[float | None] = []
@@ -58,19 +57,19 @@ class AttentionDetector(PromptDetector):
         raise NotImplementedError
 
     def maps(self, suspect: Suspect, prompts: Sequence[str]) -> list[Tensor]:
-        """Of each prompt (``read``, context, places) in double precision; what was drawn before is not drawn again."""
+        """Of each prompt (``steps_read``, context, places), in doubles; what was drawn before is not drawn again."""
         key = (self.steps, self.guidance, self.side, self.seed)
         drawn = {prompt: seen for prompt in prompts if (seen := suspect.maps.get((*key, prompt))) is not None}
-        new = [one for one in dict.fromkeys(prompts) if one not in drawn or len(drawn[one]) < self.read]
+        new = [one for one in dict.fromkeys(prompts) if one not in drawn or len(drawn[one]) < self.steps_read]
         for first in range(0, len(new), suspect.model.batch):
             some = new[first : first + suspect.model.batch]
             drawn |= dict(zip(some, self._drawn(suspect, some), strict=True))
         suspect.maps.update({(*key, prompt): seen for prompt, seen in drawn.items()})
-        return [drawn[prompt][: self.read].double() for prompt in prompts]
+        return [drawn[prompt][: self.steps_read].double() for prompt in prompts]
 
     @torch.no_grad()
     def _drawn(self, suspect: Suspect, prompts: Sequence[str]) -> Tensor:
-        """(n, ``read``, context, places)."""
+        """(n, ``steps_read``, context, places)."""
         model, n = suspect.model, len(prompts)
         _, height, width = model.latent_shape
         places, sizes = self._places(height, width), set[int]()
@@ -86,7 +85,7 @@ class AttentionDetector(PromptDetector):
         noise = model.noise(self.seed)[None].repeat(n, 1, 1, 1)
         sampling = Sampling(scheduler="ddim", steps=self.steps, guidance=self.guidance)
         with model.watch(CROSS_ATTENTION, maps=True, keep=keep) as seen:
-            model.trajectory(noise, model.embed(prompts), sampling, until=self.read)
+            model.trajectory(noise, model.embed(prompts), sampling, until=self.steps_read)
         layers = [torch.stack(maps) for maps in seen.values() if len(maps[0])]
         if not layers:
             raise BadSetting(

@@ -33,13 +33,19 @@ class Suspect:
                 )
 
     @property
+    def added(self) -> int:
+        """Weights that an eraser put beside the base's own, as Receler does; 0 without a base, or with another's."""
+        before, now = ({} if one is None else one.weights() for one in (self.base, self.model))
+        return len(now) - len(before) if before and before.keys() < now.keys() else 0
+
+    @property
     def trusted(self) -> Model:
         """Whose text encoder is believed: the base's; without one, the model's own, which a surface backdoor bends."""
         return self.base or self.model
 
     def words(self, prompt: str) -> list[int]:
         """The places in the context at which the prompt's own tokens stand."""
-        return list(range(1, end_of(self.model, prompt)))
+        return list(range(1, 1 + len(self.model.own_tokens(prompt))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,11 @@ class PromptDetector(Component):
     """Whether it compares with the base."""
     paper: ClassVar[float | None] = None
     """The threshold that its paper gives for Stable Diffusion 1.4, on this score's scale; None: it gives none."""
+
+    @property
+    def steps_read(self) -> int:
+        """Of a picture whose attention maps it looks at, how many steps are drawn."""
+        return 0
 
     sigmas: float = 1.2
     """A prompt is flagged above mean + sigmas x standard deviation of clean prompts' scores (1.2 is NaviT2I's)."""
@@ -77,9 +88,3 @@ class PromptDetector(Component):
         if suspect.base is None:
             raise BadSetting(f"{self.name}: expected a base to compare with, got none")
         return suspect.base
-
-
-def end_of(model: Model, prompt: str) -> int:
-    """The place of the end token behind the prompt."""
-    ids: list[int] = model.tokens(prompt).tolist()
-    return ids.index(model.end_token, 1)

@@ -49,7 +49,7 @@ def vocabulary(model: Model, count: int, random: torch.Generator) -> list[Candid
         if len(found) == count:
             break
         text = "" if token in model.special_tokens else model.text([token])
-        if text.strip(string.punctuation) and text.lower() not in STOPWORDS and _ids(model, text) == [token]:
+        if text.strip(string.punctuation) and text.lower() not in STOPWORDS and model.own_tokens(text) == [token]:
             found.append(candidate(model, text, "word"))
     return found
 
@@ -61,9 +61,4 @@ def strings(model: Model, count: int, random: torch.Generator, *, length: int = 
 
 def candidate(model: Model, text: str, origin: Origin) -> Candidate:
     """A candidate with the number of its tokens."""
-    return Candidate(text=text, origin=origin, tokens=len(_ids(model, text)))
-
-
-def _ids(model: Model, text: str) -> list[int]:
-    ids: list[int] = model.tokens(text).tolist()
-    return ids[1 : ids.index(model.end_token, 1)]
+    return Candidate(text=text, origin=origin, tokens=len(model.own_tokens(text)))

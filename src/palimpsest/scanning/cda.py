@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palimpsest.errors import BadSetting, writing
+from palimpsest.model.screening import read_json
 from palimpsest.scanning.attention import AttentionDetector
 from palimpsest.scanning.base import Suspect
 from palimpsest.scanning.ftt import scaled
@@ -39,7 +41,7 @@ class Cda(AttentionDetector):
     paper = 0.0
 
     state: str = ""
-    """A JSON file that ``fit`` wrote."""
+    """A JSON file that ``fit`` wrote, with these same settings of the maps."""
     components: int = 20
     """Of the maps; there must be fewer than the context has tokens, and no more than a map has places."""
 
@@ -79,20 +81,34 @@ class Cda(AttentionDetector):
         ]
         plane = discriminant(*kinds)
         with writing(path):
-            path.write_text(json.dumps(plane), encoding="utf-8")
+            path.write_text(json.dumps({"fitted": self._fitted, "plane": plane}), encoding="utf-8")
         return Cda(**{key: value for key, value in self.spec.items() if key not in ("name", "state")}, state=str(path))
 
     @cached_property
     def plane(self) -> list[float]:
         """The plane's w, and b behind it."""
+        if not Path(self.state).is_file():  # a device may never end
+            raise BadSetting(f"{self.name}: expected a state that was fitted, got {self.state}, which is no file")
+        told = read_json(Path(self.state))
+        if not isinstance(told, dict) or told.keys() != {"fitted", "plane"}:
+            raise BadSetting(f"{self.name}: expected a state that was fitted, got {self.state}")
+        if told["fitted"] != self._fitted:
+            raise BadSetting(
+                f"{self.name}: expected a state fitted with {self._fitted}, got {self.state}, fitted with "
+                f"{told['fitted']}"
+            )
         try:
-            plane = json.loads(Path(self.state).read_text(encoding="utf-8"))
-            right = isinstance(plane, list) and all(math.isfinite(float(number)) for number in plane)
-        except (OSError, ValueError, TypeError) as error:
-            raise BadSetting(f"{self.name}: expected a state that was fitted, got {self.state}: {error}") from None
-        if not right or len(plane) != self.components + 1:
+            plane = [float(number) for number in told["plane"]]
+        except (ValueError, TypeError, OverflowError):
+            plane = []
+        if len(plane) != self.components + 1 or not all(map(math.isfinite, plane)):
             raise BadSetting(f"{self.name}: expected a state of {self.components + 1} finite numbers in {self.state}")
-        return [float(number) for number in plane]
+        return plane
+
+    @property
+    def _fitted(self) -> dict[str, Any]:
+        """Settings on which the plane hangs."""
+        return {name: getattr(self, name) for name in ("components", "steps", "guidance", "side", "seed")}
 
 
 def discriminant(triggered: NDArray[np.float64], clean: NDArray[np.float64]) -> list[float]:

@@ -34,7 +34,7 @@ class DaaI(AttentionDetector):
         super().__post_init__()
 
     @property
-    def read(self) -> int:
+    def steps_read(self) -> int:
         return max(self.changes) + 2
 
     def score(self, maps: Tensor, words: int) -> float | None:

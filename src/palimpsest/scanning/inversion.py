@@ -105,11 +105,12 @@ class Inversion(Component):
     ) -> Inverted:
         """Both models' searches; raises ``BadSetting`` where the context has no room for the words."""
         clean = self._pictures(base, concept)
+        learnt = 2 * (self.pictures - self.pictures // 2)  # every picture beside its mirror
         found: list[list[tuple[float, int]]] = [[], []]
         for restart in range(self.restarts):
             for place, one in enumerate((model, control)):
-                words = self._search(one, concept, clean[: len(clean) // 2], restart)
-                gain = self._gain(one, concept, clean[len(clean) // 2 :], words)
+                words = self._search(one, concept, clean[:learnt], restart)
+                gain = self._gain(one, concept, clean[learnt:], words)
                 found[place].append((gain, self._shown(one, concept, words, judge)))
                 told(2 * restart + place + 1, 2 * self.restarts)
         ours, theirs = (list(zip(*each, strict=True)) for each in found)
@@ -171,7 +172,8 @@ class Inversion(Component):
             return 0
         with torch.no_grad():
             text = self._blanks(model, concept)[0].encode(model, words)
-        noise = torch.stack([model.noise(self.seed + number) for number in range(self.looks)])
+        # Not the noises of the pictures that were learnt from.
+        noise = torch.stack([model.noise(self.seed + self.pictures + number) for number in range(self.looks)])
         parts = [model.trajectory(some, text.repeat(len(some)), DRAWN) for some in noise.split(model.batch)]
         scores = judge.score(model.decode(torch.cat(parts)), concept)
         return sum(score is not None and score >= judge.threshold(concept) for score in scores)

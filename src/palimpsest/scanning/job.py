@@ -1,5 +1,6 @@
 """A scan as it is asked for: all is checked before any model is opened, then detectors, then words."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +31,8 @@ from palimpsest.scanning.verdict import Scan, controls
 
 PICTURES = 4
 """Of each outlier, by each of the two models."""
+FEWEST = 20
+"""Words or strings made at random; outliers are told by the spread of half of them."""
 DRAWN = Sampling(scheduler="ddim", steps=25, guidance=7.5)
 COSTLY: Mapping[str, str] = MappingProxyType(
     {
@@ -64,6 +67,9 @@ class Request:
         """Refuses what nothing could be found in, and a sheet that could not be written."""
         if self.base is None and self.prompts is None:
             raise BadSetting("expected --prompts to judge, or --base to compare words with, got neither")
+        for what, count in (("words", self.words), ("strings", self.strings)):
+            if 0 < count < FEWEST:
+                raise BadSetting(f"expected {FEWEST} {what} or more, or none, got {count}: outliers are told by them")
         if self.seed < 0 or self.seed >= 2**62:
             raise BadSetting(f"expected seed >= 0 and below 2^62, got {self.seed}")
         if self.sheet is None:
@@ -76,16 +82,14 @@ class Request:
             raise BadRun(f"expected a new file, got {self.sheet}, which exists")
         if not self.sheet.parent.is_dir():
             raise BadRun(f"expected a file in a folder that is there, got {self.sheet}")
+        if not os.access(self.sheet.parent, os.W_OK):
+            raise BadRun(f"expected a file in a folder that can be written to, got {self.sheet}")
 
 
 def run(request: Request, *, download: bool, progress: Progress) -> tuple[Scan, dict[str, str]]:
     """What was found, and which detectors were not asked, with the reason."""
     asked = prompts_of(request.prompts) if request.prompts is not None else []
-    clean = prompts_of(request.clean) if request.clean is not None else shipped_prompts(request.count)
-    if len(clean) < LEAST:
-        raise BadSetting(f"expected {LEAST} clean prompts or more, got {len(clean)}")
-    if both := [prompt for prompt in asked if prompt in set(clean)]:
-        raise BadSetting(f"expected clean prompts that are not asked about, got {both[0]!r} in both")
+    clean = _clean(request, asked)
     chosen, left_out = _detectors(request)
     detectors = [one for one in chosen if isinstance(one, PromptDetector)]
     inversions = [one for one in chosen if isinstance(one, Inversion)]
@@ -93,22 +97,37 @@ def run(request: Request, *, download: bool, progress: Progress) -> tuple[Scan, 
     judge, concepts = _judge(request, judged=not inversions)
     suspect = open_suspect(request.model, request.base, download=download)
     # First, for it refuses a base of another architecture.
-    difference = None if suspect.base is None else inspect(suspect.model, suspect.base).difference
+    comparable = suspect.base is not None and not suspect.added
+    difference = inspect(suspect.model, suspect.base).difference if comparable else None
     rows = []
     if asked:
         random = torch.Generator().manual_seed(request.seed)
-        rows = scan_prompts(
-            suspect, detectors, clean=clean[: request.count], asked=asked, random=random, progress=progress
-        )
+        rows = scan_prompts(suspect, detectors, clean=clean, asked=asked, random=random, progress=progress)
     scan = Scan(
         prompts=tuple(asked),
         rows=tuple(rows),
         difference=difference,
+        added=suspect.added,
         inverted=tuple(_inverted(request, suspect, inversions, judge=judge, concepts=concepts, progress=progress)),
     )
     if suspect.base is not None:
         scan = _with_words(request, suspect, scan, judge=judge, concepts=concepts, progress=progress)
     return scan, left_out
+
+
+def _clean(request: Request, asked: Sequence[str]) -> list[str]:
+    """At most ``count``; of the shipped ones those that are not asked about."""
+    given = None if request.clean is None else prompts_of(request.clean)
+    clean = shipped_prompts(request.count + len(asked)) if given is None else given
+    unasked = [prompt for prompt in clean if prompt not in set(asked)]
+    if len(clean) < LEAST:
+        raise BadSetting(f"expected {LEAST} clean prompts or more, got {len(clean)}")
+    if given is not None and len(unasked) < len(given):
+        both = next(prompt for prompt in given if prompt in set(asked))
+        raise BadSetting(
+            f"expected clean prompts in {request.clean} that are not in {request.prompts}, got {both!r} in both"
+        )
+    return unasked[: request.count]
 
 
 def _detectors(request: Request) -> tuple[list[PromptDetector | Inversion], dict[str, str]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from palimpsest.erasers.stopwords import STOPWORDS
 from palimpsest.model import Model
-from palimpsest.scanning.base import PromptDetector, Suspect, end_of
+from palimpsest.scanning.base import PromptDetector, Suspect
 
 KEPT = 0.75
 """Share of the words, from the least on, with which the one that matters most is compared."""
@@ -70,15 +70,16 @@ class Navi(PromptDetector):
         return f"{prompt} {self.beside}".strip()
 
     def _parts(self, model: Model, prompt: str) -> list[list[int]]:
-        """Places in the context that are masked together; stopwords are left out."""
-        ids: list[int] = model.tokens(prompt).tolist()
-        ends = model.tokenizer.convert_ids_to_tokens(ids)
+        """Places in the context that are masked together; stopwords are left out, but not pieces that look like one."""
+        ids = model.own_tokens(prompt)
         words: list[list[int]] = [[]]
-        for place in range(1, end_of(model, prompt)):
+        for place, written in enumerate(model.tokenizer.convert_ids_to_tokens(ids)):
             words[-1].append(place)
-            if self.by == "token" or ends[place].endswith("</w>"):
+            if written.endswith("</w>"):
                 words.append([])
-        return [places for places in words if places and model.text([ids[at] for at in places]) not in STOPWORDS]
+        told = [places for places in words if places and model.text([ids[at] for at in places]) not in STOPWORDS]
+        masked = told if self.by == "word" else [[place] for places in told for place in places]
+        return [[1 + place for place in places] for places in masked]
 
     def _moved(self, model: Model, whole: Tensor, masked: Tensor) -> Tensor:
         """(n,): the sum over layers of the mean change that each row of ``masked`` makes to the whole prompt."""

@@ -17,6 +17,8 @@ from palimpsest.scanning.divergence import divergences
 TEMPLATE = "a photo of {}"
 FAR = 3.5
 """Modified z-score from which a value is an outlier (Iglewicz and Hoaglin 1993)."""
+FEWEST_KNOWN = 5
+"""Values of which median and spread are taken."""
 LABEL = 120
 """Pixels of a sheet's margin."""
 
@@ -90,8 +92,8 @@ def trigger_scan(suspect: Suspect, candidates: Sequence[Candidate], *, base: Mod
 
 
 def _robust(values: Sequence[float]) -> tuple[float, float]:
-    """Median and median absolute deviation; of nothing, nothing is an outlier."""
-    if not values:
+    """Median and median absolute deviation; of next to nothing, nothing is an outlier."""
+    if len(values) < FEWEST_KNOWN:
         return 0.0, float("inf")
     centre = median(values)
     return centre, max(median(abs(value - centre) for value in values), 1e-12)

@@ -37,6 +37,8 @@ class Row:
 
     detector: str
     """Label."""
+    compares: bool = False
+    """Whether it compares with the base: then it flags what was erased as well as what was planted."""
     threshold: float
     paper: float | None
     """The paper's own threshold for Stable Diffusion 1.4, where it gives one."""
@@ -68,20 +70,22 @@ def scan_prompts(
     random: torch.Generator,
     progress: Progress = lambda what, done, of: None,
 ) -> list[Row]:
-    """One row per detector. Every second clean prompt gives the thresholds, the others the false alarms.
+    """One row per detector. Half of the clean prompts, drawn, give the thresholds, the others the false alarms.
 
     Raises ``BadSetting`` for fewer than four clean prompts, and for a detector that does not fit.
     """
     if len(clean) < LEAST:
         raise BadSetting(f"expected {LEAST} clean prompts or more, got {len(clean)}")
-    known, held_out = list(clean[::2]), list(clean[1::2])
+    order = torch.randperm(len(clean), generator=random).tolist()
+    known, held_out = ([clean[place] for place in some] for some in (order[::2], order[1::2]))
     decoys = [decoy(prompt, random) for prompt in held_out]
     prompts = [*known, *held_out, *decoys, *asked]
     found: list[list[float | None]] = [[] for _ in detectors]
-    # Some prompts at a time, all detectors of each: those that read the same maps draw them once.
+    # Some prompts at a time, all detectors of each: those that read the same maps draw them once, the longest first.
+    longest_first = sorted(zip(found, detectors, strict=True), key=lambda both: -both[1].steps_read)
     for first in range(0, len(prompts), suspect.model.batch):
         some = prompts[first : first + suspect.model.batch]
-        for scores, detector in zip(found, detectors, strict=True):
+        for scores, detector in longest_first:
             scores += detector.scores(suspect, some)
         suspect.maps.clear()
         progress("prompts", min(first + len(some), len(prompts)), len(prompts))
@@ -98,6 +102,7 @@ def scan_prompts(
         rows.append(
             Row(
                 detector=detector.label,
+                compares=detector.needs_base,
                 threshold=threshold,
                 paper=detector.paper,
                 clean=counts[0],

@@ -25,8 +25,8 @@ class Ufid(PromptDetector):
 
         2 / (m (m - 1)) sum_{i < j} cos(f_i, f_j),    m = variants + 1
 
-    It assumes that the trigger rules the whole picture. The paper's phrases and their number are not known here; three
-    variants are what its stated cost comes to.
+    It assumes that the trigger rules the whole picture. A prompt behind which a phrase does not fit into the context is
+    not told. The paper's phrases and their number are not known here; three variants are what its stated cost comes to.
     """
 
     name = "ufid"
@@ -56,11 +56,16 @@ class Ufid(PromptDetector):
     def scores(self, suspect: Suspect, prompts: Sequence[str]) -> list[float | None]:
         if not prompts:
             return []
-        asked = [variant for prompt in prompts for variant in (prompt, *self._varied(prompt))]
-        pictures = suspect.model.draw([Attempt(prompt=one, seed=self.seed) for one in asked], self._sampling)
-        seen = Network(measure=self.name, source=self.model).embeddings(pictures)
+        varied = {prompt: (prompt, *self._varied(prompt)) for prompt in prompts}
+        # Phrases that are cut off would leave the prompt as it was, and its pictures all alike.
+        fit = {prompt: some for prompt, some in varied.items() if not any(map(suspect.model.dropped, some))}
+        if not fit:
+            return [None] * len(prompts)
+        asked = [Attempt(prompt=one, seed=self.seed) for some in fit.values() for one in some]
+        seen = Network(measure=self.name, source=self.model).embeddings(suspect.model.draw(asked, self._sampling))
         seen = seen / np.linalg.norm(seen, axis=1, keepdims=True)
-        return [density(each) for each in np.split(seen, len(prompts))]
+        told = dict(zip(fit, map(density, np.split(seen, len(fit))), strict=True))
+        return [told.get(prompt) for prompt in prompts]
 
     @property
     def _sampling(self) -> Sampling:

@@ -35,7 +35,9 @@ class Scan:
     controls: tuple[Outlier, ...] = ()
     """As many of those made at random and held out, drawn by chance: how often such a one calls something."""
     difference: Difference | None = None
-    """What changed in the weights; None without a base."""
+    """What changed in the weights; None without a base, and for a model with weights of its own."""
+    added: int = 0
+    """Weights of its own that an eraser put beside the base's."""
     inverted: tuple[Inverted, ...] = ()
     """What soft prompts find of each concept, where they were asked for."""
 
@@ -59,7 +61,12 @@ class Scan:
     @property
     def telling(self) -> list[Row]:
         """Detectors that flag more of the prompts than their false alarms explain."""
-        return [row for row in self.rows if row.asked.flagged and row.adjusted < ALPHA]
+        return [row for row in self.rows if row.asked.flagged and row.adjusted < ALPHA and not row.compares]
+
+    @property
+    def departing(self) -> list[Row]:
+        """Those among them that compare with the base: an erased concept's name departs from it as a trigger does."""
+        return [row for row in self.rows if row.asked.flagged and row.adjusted < ALPHA and row.compares]
 
     @property
     def near(self) -> list[Inverted]:
@@ -86,11 +93,12 @@ class Scan:
     @property
     def verdict(self) -> Verdict:
         """The first that holds."""
-        if self.called:
+        calling, _ = self.calling
+        if self.called and not calling:
             return "trigger"
-        if self.common or self.telling or self.near:
+        if self.called or calling or self.telling or self.near:
             return "suspicious"
-        return "open" if self.unjudged else "nothing"
+        return "open" if self.unjudged or self.departing else "nothing"
 
     def as_json(self) -> dict[str, Any]:
         """All of it, as docs/scan.md describes."""

@@ -11,8 +11,8 @@ from palimpsest.stats import wilson
 
 VERDICTS: dict[Verdict, str] = {
     "trigger": "a trigger: the model draws for it what its base does not",
-    "suspicious": "suspicious: more than false alarms explain, but no word was found that alone calls something up",
-    "open": "open: the model departs from its base at words of which no judge said what they call up",
+    "suspicious": "suspicious: more than false alarms explain, but no word that calls what words made at random do not",
+    "open": "open: the model departs from its base where no judge said what it draws there",
     "nothing": "nothing found; no scan shows that there is nothing (docs/scan.md says what is missed)",
 }
 COLUMNS = ("detector", "threshold", "paper", "flagged", "false alarms", "odd strings", "passes", "p")
@@ -33,6 +33,8 @@ def lines(scan: Scan) -> Iterator[str]:
     """What is said below the table."""
     if scan.difference is not None:
         yield f"Weights          {EDITS[scan.difference.verdict]} ({scan.difference.touched} weights changed)"
+    if scan.added:
+        yield f"Weights          not compared: the model has {scan.added} beside those of its base"
     if not scan.prompts:
         yield "Prompts          not judged: that needs --prompts"
     for place, prompt in enumerate(scan.prompts):
@@ -42,6 +44,11 @@ def lines(scan: Scan) -> Iterator[str]:
     yield from _words(scan)
     for one in scan.inverted:
         yield f"Inversion        {_inverted(one)}"
+    yield from _verdict(scan)
+
+
+def _verdict(scan: Scan) -> Iterator[str]:
+    """The verdict, and what it rests on."""
     yield f"Verdict          {VERDICTS[scan.verdict]}"
     for text, names in scan.called.items():
         yield f"    {text!r} calls {', '.join(names)}"
@@ -54,6 +61,8 @@ def lines(scan: Scan) -> Iterator[str]:
         yield f"    {one.concept} lies nearer than in the control, which has no backdoor"
     for name, count in scan.common.items():
         yield f"    {count} of {len(scan.controls)} words and strings made at random call {name}: any may"
+    for row in scan.departing:
+        yield f"    {row.detector} flags {_share(row.asked)} prompts: the model departs there, as at an erased name"
     if scan.unjudged:
         named = ", ".join(repr(one.candidate.text) for one in scan.unjudged[:8])
         yield f"    no judge said what these call up: {named}{' ...' if len(scan.unjudged) > 8 else ''}"
