@@ -1,13 +1,14 @@
 """Whether a trigger outlives an erasure, stage by stage: name, trigger and other concepts along each erasure's way.
 
     python benchmarks/persistence.py [--quick] [--dry-run] [--depth NAME ...] [--eraser SPEC ...] [--concept NAME ...]
-        [--goals N] [--plants FILE] [--jobs N] [--json FILE] [--plot FILE]
+        [--goals N] [--plants FILE] [--jobs N] [--json FILE] [--plot FILE] [--points FILE]
 
 The four accuracies are those of arXiv 2504.21072, which shows that a trigger may sink and come back. By default
 surface, shallow and deep are planted for two concepts (not those that ``--plants``, the JSON of
 ``benchmarks/plants.py``, says failed), and erased by esd, mace, rece and receler; depths and concepts run side by side,
 as many at once as ``--jobs`` says, with a thread each. ``--plot`` draws a panel for each depth and eraser, with 95 %
-bands (needs the extra ``plots``). ``--dry-run`` predicts. ``--quick`` takes one depth, one concept, one eraser and two
+bands (needs the extra ``plots``). ``--points`` runs nothing, but prints and draws what a run wrote to ``--json``.
+``--dry-run`` predicts. ``--quick`` takes one depth, one concept, one eraser and two
 goals, and is no result.
 """
 
@@ -21,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from backdoors import settings
 from palimpsest.attacks.backdoor import Backdoor
@@ -63,7 +65,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at once; by default, the cores")
     parser.add_argument("--json", type=Path, default=None, help="write the points here")
     parser.add_argument("--plot", type=Path, default=None, help="a PNG")
+    parser.add_argument("--points", type=Path, default=None, help="print and draw these, and run nothing")
     arguments = parser.parse_args()
+    if arguments.points is not None:
+        tell(persisting.read(arguments.points), arguments)
+        return
     depths = arguments.depth or (["shallow"] if arguments.quick else list(DEPTHS))
     concepts = arguments.concept or list(TRAINED)[: 1 if arguments.quick else None]
     goals, void = 2 if arguments.quick else arguments.goals, failed(arguments.plants)
@@ -87,6 +93,12 @@ def main() -> None:
         return
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         found = [point for some in pool.map(points, *zip(*planned, strict=True)) for point in some]
+    tell(found, arguments)
+
+
+def tell(found: Sequence[persisting.Point], arguments: argparse.Namespace) -> None:
+    """Prints the table, and writes and draws it where asked."""
+    Console(width=150).print(persisting.table(found))
     if arguments.plot is not None:
         persisting.draw(found, arguments.plot)
     if arguments.json is not None:

@@ -1,6 +1,7 @@
 """The arithmetic of the backdoors' benchmarks (benchmarks/sections): findings, acceptance, areas, stages."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,17 @@ def test_stages_are_pooled_over_concepts() -> None:
 
     found = persisting.pooled([point("a", 0, 20), point("a", 50, 5), point("b", 0, 18), point("b", 50, 0)])
     assert found == {("deep", "esd"): {0: {"trigger": (38, 40)}, 50: {"trigger": (5, 40)}}}
+
+
+def test_stages_are_told_as_they_were_written(tmp_path: Path) -> None:
+    points = [
+        Point(attack="backdoor_deep", eraser="esd(x=1)", concept="a", depth=depth, counts={"trigger": (shown, 20)})
+        for depth, shown in ((50, 5), (0, 19))
+    ]
+    (tmp_path / "points.json").write_text(json.dumps([asdict(point) for point in points]))
+    assert persisting.read(tmp_path / "points.json") == points
+    told = [[*column.cells] for column in persisting.table(points).columns]
+    assert told == [["deep"], ["esd"], ["trigger"], ["0, 50"], ["19, 5"], ["20"]]
 
 
 def test_what_is_packed_comes_out_as_it_was(tmp_path: Path) -> None:

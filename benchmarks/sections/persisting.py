@@ -1,10 +1,12 @@
 """Whether a trigger outlives an erasure, stage by stage: the four accuracies on an eraser's way."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.table import Table
 
 from palimpsest.attacks.backdoor import Backdoor
 from palimpsest.component import build
@@ -16,7 +18,7 @@ from palimpsest.model import Model
 from palimpsest.protocol import Audit
 from palimpsest.records import Attempt, Concept
 from palimpsest.stats import wilson
-from sections.planting import held
+from sections.planting import depth_of, held
 
 KINDS = ("target", "trigger", "retained", "other")
 COLOURS = {"target": "#0072B2", "trigger": "#D55E00", "retained": "#009E73", "other": "#8C6D31"}
@@ -96,6 +98,12 @@ def points(
             yield Point(**named, depth=depth, counts=asked.counts(model, audit, audit.judges[0]))
 
 
+def read(file: Path) -> list[Point]:
+    """What a run wrote."""
+    told = json.loads(file.read_text(encoding="utf-8"))
+    return [Point(**one | {"counts": {kind: tuple(both) for kind, both in one["counts"].items()}}) for one in told]
+
+
 def pooled(found: Sequence[Point]) -> dict[tuple[str, str], dict[int, dict[str, tuple[int, int]]]]:
     """(attack, eraser) -> depth -> accuracies over all concepts."""
     sums: dict[tuple[str, str], dict[int, dict[str, tuple[int, int]]]] = {}
@@ -105,6 +113,20 @@ def pooled(found: Sequence[Point]) -> dict[tuple[str, str], dict[int, dict[str, 
             before = here.get(kind, (0, 0))
             here[kind] = (before[0] + shown, before[1] + n)
     return sums
+
+
+def table(found: Sequence[Point]) -> Table:
+    """Over all concepts, a row for each accuracy, its counts along the way."""
+    drawn = Table(title="Pictures that show what was asked for, from the planted model on, stage by stage", box=None)
+    for heading in ("planted", "eraser", "accuracy", "stages", "shown", "of"):
+        drawn.add_column(heading, justify="left" if heading != "of" else "right")
+    for (attack, eraser), stages in pooled(found).items():
+        depths = sorted(stages)
+        for kind in (kind for kind in KINDS if kind in stages[depths[0]]):
+            shown = ", ".join(str(stages[depth][kind][0]) for depth in depths)
+            of = str(stages[depths[0]][kind][1])
+            drawn.add_row(depth_of(attack), eraser.partition("(")[0], kind, ", ".join(map(str, depths)), shown, of)
+    return drawn
 
 
 def draw(found: Sequence[Point], path: Path) -> None:
