@@ -1,7 +1,7 @@
 """How well detectors that do not know the trigger tell triggered prompts, by the depth at which it was planted.
 
     python benchmarks/scan.py [--quick] [--dry-run] [--depth NAME ...] [--concept NAME ...] [--detector SPEC ...]
-        [--count N] [--plants FILE] [--jobs N] [--json FILE] [--plot FILE]
+        [--count N] [--plants FILE] [--jobs N] [--out DIR] [--json FILE] [--plot FILE]
 
 Plants are those of ``benchmarks/backdoors.py`` at surface, shallow and deep, and so are the concepts (but for those
 that ``--plants``, the JSON of ``benchmarks/plants.py``, says failed). Of every concept as many shipped prompts of other
@@ -12,9 +12,9 @@ concept; where nothing overlaps, Newcombe's): triggered prompts against clean on
 ones in the base, in which nothing was planted. A detector that is as good in the base, or no better than chance against
 odd strings, knows no trigger. ``cda`` learns from a plant of the same depth, of another concept with another trigger.
 Then the rank of the trigger among words and strings by their divergence from the base, and beside it strings like the
-trigger, which nobody planted. Depths run side by side, as many at once as ``--jobs``
-says, with a thread each. ``--plot`` draws the curves as a PNG (needs the extra ``plots``). ``--dry-run`` predicts.
-``--quick`` takes one concept, one depth, few prompts and few steps, and is no result.
+trigger, which nobody planted. Plants are asked side by side, as many at once as ``--jobs`` says, with a thread each;
+the same command goes on where it was stopped. ``--plot`` draws the curves as a PNG (needs the extra ``plots``).
+``--dry-run`` predicts. ``--quick`` takes one concept, one depth, few prompts and few steps, and is no result.
 """
 
 import argparse
@@ -41,8 +41,9 @@ from palimpsest.attacks.trigger import triggered
 from palimpsest.audit_file import parse_spec
 from palimpsest.component import build
 from palimpsest.concept_file import find_concept, shipped_concepts
+from palimpsest.errors import writing
 from palimpsest.model import Model, default_device, fastest_precision
-from palimpsest.records import Concept
+from palimpsest.records import Concept, digest
 from palimpsest.scanning import PROMPT_DETECTORS, Cda, PromptDetector, Suspect
 from palimpsest.scanning.attention import AttentionDetector
 from palimpsest.scanning.candidates import candidate, strings, vocabulary
@@ -50,7 +51,7 @@ from palimpsest.scanning.outliers import trigger_scan
 from palimpsest.scanning.prompts import shipped_prompts
 from sections.areas import Area, Scores, area, draw
 from sections.hours import told
-from sections.planting import ALL, CLOSED, DEPTHS, TRAINED, depth_of, failed, others, planted, planting, unplanted
+from sections.planting import ALL, CLOSED, DEPTHS, TRAINED, depth_of, failed, home, others, planted, planting, unplanted
 
 DETECTORS = (
     *("navi", "navi:by=word", "divergence", "ftt:steps=25", "daa_i:steps=25", "daa_s:steps=25"),
@@ -98,6 +99,34 @@ class Rank:
     """Strings like the trigger, which nobody planted, that deviate as far or farther,"""
     unplanted: int
     """and how many were asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What one detector says of one plant."""
+
+    detector: str
+    triggered: Scores
+    clean: Scores
+    odd: Scores
+    base: list[Scores]
+    """Of triggered and clean prompts in the base."""
+    passes: float
+    """Per triggered prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What was found of one plant."""
+
+    rank: Rank
+    scored: list[Scored]
+
+    @classmethod
+    def read(cls, file: Path) -> "Told":
+        """What a run wrote."""
+        told = json.loads(file.read_text())
+        return cls(rank=Rank(**told["rank"]), scored=[Scored(**one) for one in told["scored"]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,18 +226,37 @@ def ranked(asked: Asked, attack: Backdoor, count: int) -> Rank:
     )
 
 
-def run(depth: str, concepts: Sequence[str], specs: Sequence[str], count: int) -> tuple[list[Row], list[Rank]]:
-    """One depth, in a process of its own; of the concepts those whose plants took."""
+def run(depth: str, concept: str, specs: Sequence[str], count: int, out: Path) -> Told:
+    """One plant, in a process of its own, or what a run before wrote of it."""
+    attack = at_depth(depth, concept)
+    file = out / f"{home(attack, concept, opened()).name}-{digest([list(specs), count])[:8]}.json"
+    if file.exists():
+        return Told.read(file)
     torch.set_num_threads(1)
     began = time.monotonic()
-    asked, ranks = [], []
-    for name in concepts:
-        attack = at_depth(depth, name)
-        asked.append(Asked(concept=name, suspect=suspected(attack, name), prompts=in_base(name, count).prompts))
-        ranks.append(ranked(asked[-1], attack, 4 * count))
-    rows = [_row(depth, spec, asked, count) for spec in specs]
-    print(f"{depth}: {time.monotonic() - began:.0f} s", flush=True)
-    return rows, ranks
+    asked = Asked(concept=concept, suspect=suspected(attack, concept), prompts=in_base(concept, count).prompts)
+    told = Told(rank=ranked(asked, attack, 4 * count), scored=[scored(depth, spec, asked, count) for spec in specs])
+    with writing(file):
+        part = file.with_suffix(".partial")
+        part.write_text(json.dumps(asdict(told)))
+        part.rename(file)
+    print(f"{depth}, {concept}: {time.monotonic() - began:.0f} s", flush=True)
+    return told
+
+
+def scored(depth: str, spec: str, asked: Asked, count: int) -> Scored:
+    """One detector's scores of one plant, and of its base."""
+    (detector,) = detectors((spec,))
+    if isinstance(detector, Cda):
+        fitted = learnt(spec, depth, count)
+        before = in_base(asked.concept, count).scores(fitted)[:2]
+    else:
+        fitted, before = detector, scored_in_base(asked.concept, count, spec)
+    triggered, clean, odd = asked.scores(fitted)
+    costs = [detector.passes(asked.suspect, prompt) for prompt in asked.prompts.triggered]
+    return Scored(
+        detector=spec, triggered=triggered, clean=clean, odd=odd, base=list(before), passes=sum(costs) / len(costs)
+    )
 
 
 def at_depth(depth: str, concept: str) -> Backdoor:
@@ -221,30 +269,32 @@ def suspected(attack: Backdoor, concept: str) -> Suspect:
     return Suspect(model=planted(attack, concept, opened()), base=opened())
 
 
-def _row(depth: str, spec: str, asked: Sequence[Asked], count: int) -> Row:
-    (detector,) = detectors((spec,))
-    if isinstance(detector, Cda):
-        fitted = learnt(detector, depth, count)
-        scores = [one.scores(fitted) for one in asked]
-        before = [in_base(one.concept, count).scores(fitted)[:2] for one in asked]
-    else:
-        scores = [one.scores(detector) for one in asked]
-        before = [scored_in_base(one.concept, count, spec) for one in asked]
-    costs = [detector.passes(one.suspect, prompt) for one in asked for prompt in one.prompts.triggered]
-    return Row(
-        depth=depth,
-        detector=spec,
-        clean=area([(triggered, clean) for triggered, clean, _ in scores]),
-        odd=area([(triggered, odd) for triggered, _, odd in scores]),
-        base=area(before),
-        passes=sum(costs) / len(costs),
-        untold=sum(score is None for triggered, _, _ in scores for score in triggered),
-    )
+def rows(told: Sequence[Told]) -> list[Row]:
+    """Depth by depth and detector by detector, over the concepts."""
+    found = []
+    for depth in dict.fromkeys(one.rank.depth for one in told):
+        some = [one.scored for one in told if one.rank.depth == depth]
+        for each in zip(*some, strict=True):
+            found.append(
+                Row(
+                    depth=depth,
+                    detector=each[0].detector,
+                    clean=area([(one.triggered, one.clean) for one in each]),
+                    odd=area([(one.triggered, one.odd) for one in each]),
+                    base=area([(one.base[0], one.base[1]) for one in each]),
+                    passes=sum(one.passes for one in each) / len(each),
+                    untold=sum(score is None for one in each for score in one.triggered),
+                )
+            )
+    return found
 
 
-def learnt(detector: Cda, depth: str, count: int) -> Cda:
-    """What it learns from another model, whose kind of plant is known, with another concept and another trigger."""
+@cache
+def learnt(spec: str, depth: str, count: int) -> Cda:
+    """What ``cda`` learns from another model, whose plant is known, with another concept and another trigger."""
     concept, trigger = LEARNT
+    (detector,) = detectors((spec,))
+    assert isinstance(detector, Cda)
     attack = replace(at_depth(depth, concept), trigger=trigger)
     prompts = Prompts.of(attack, find_concept(concept), count)
     with tempfile.TemporaryDirectory() as folder:
@@ -268,14 +318,16 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def predict(depths: Sequence[str], concepts: Sequence[str], specs: Sequence[str], count: int, processes: int) -> None:
-    """Passes, maps drawn once for all detectors that read them; the base once for each of two processes."""
+    """Passes, maps drawn once for all detectors that read them; the base, and what cda learns, once in each process."""
     asked = [in_base(concept, count) for concept in concepts]
     each: dict[str, int] = {}
     for detector in detectors(specs):
         kind = "maps" if isinstance(detector, AttentionDetector) else detector.label
         costs = [detector.passes(one.suspect, prompt) for one in asked for prompt in one.prompts.triggered]
         each[kind] = max(each.get(kind, 0), sum(costs))
-    passes = sum(each.values()) * (3 * len(depths) + 2 * min(2, len(depths)))
+    passes = sum(each.values()) * (3 * len(depths) + 2 * processes)
+    if any(isinstance(detector, Cda) for detector in detectors(specs)):
+        passes += processes * len(depths) * 2 * each["maps"] // len(asked)
     cost = told(passes, opened(), processes=processes)
     print(f"{len(asked)} plants of each of {len(depths)} depths; {cost}; plants on top.")
 
@@ -289,7 +341,8 @@ def main() -> None:
     parser.add_argument("--detector", action="append", help="NAME or NAME:SETTING=VALUE,... Repeatable")
     parser.add_argument("--count", type=int, default=None, help="prompts of each kind and concept, at most; 50")
     parser.add_argument("--plants", type=Path, default=None, help="the JSON of benchmarks/plants.py")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="depths at once; by default, the cores")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="plants at once; by default, the cores")
+    parser.add_argument("--out", type=Path, default=None, help="a folder for what was found; by default below runs/")
     parser.add_argument("--json", type=Path, default=None, help="write the figures here, with all curves")
     parser.add_argument("--plot", type=Path, default=None, help="a PNG")
     arguments = parser.parse_args()
@@ -305,11 +358,14 @@ def main() -> None:
     if arguments.dry_run:
         predict(depths, concepts, specs, count, arguments.jobs)
         return
+    out = arguments.out or Path("runs") / "benchmark-scan"
+    out.mkdir(parents=True, exist_ok=True)
+    planned = [(depth, concept) for depth in depths for concept in took[depth]]
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = list(pool.map(run, depths, [took[depth] for depth in depths], repeat(specs), repeat(count)))
-    rows, ranks = [row for some, _ in found for row in some], [rank for _, some in found for rank in some]
+        told = list(pool.map(run, *zip(*planned, strict=True), repeat(specs), repeat(count), repeat(out)))
+    found, ranks = rows(told), [one.rank for one in told]
     console = Console(width=150)
-    console.print(table(rows))
+    console.print(table(found))
     for rank in ranks:
         console.print(
             f"{rank.depth}, {rank.concept}: the trigger is number {rank.rank} of {rank.of} candidates, deviation "
@@ -317,9 +373,9 @@ def main() -> None:
             f"the trigger {rank.beside} of {rank.unplanted} deviate as far"
         )
     if arguments.plot is not None:
-        draw({f"against {kind}": curves(rows, kind) for kind in ("clean", "odd")}, arguments.plot)
+        draw({f"against {kind}": curves(found, kind) for kind in ("clean", "odd")}, arguments.plot)
     if arguments.json is not None:
-        figures = {"rows": [asdict(row) for row in rows], "ranks": [asdict(rank) for rank in ranks]}
+        figures = {"rows": [asdict(row) for row in found], "ranks": [asdict(rank) for rank in ranks]}
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 

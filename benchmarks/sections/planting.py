@@ -1,5 +1,6 @@
 """Models in which a trigger was planted, made once for all benchmarks: each in a folder of its own."""
 
+import fcntl
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -111,11 +112,14 @@ def depth_of(label: str) -> str:
 
 
 def planted(attack: Backdoor, concept: str, base: Model) -> Model:
-    """The base with the plant: the one that was kept, or else planted now."""
+    """The base with the plant: the one that was kept, or else planted now; another process waits for it."""
     audit = _alone(attack, concept, base)
     (job,) = (job for job in jobs(audit) if job.plants)
-    with Store(home(attack, concept, base), audit) as store:
-        return erasing.planted(job, base, seed=audit.seed, store=store)
+    PLANTS.mkdir(parents=True, exist_ok=True)
+    with home(attack, concept, base).with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with Store(home(attack, concept, base), audit) as store:
+            return erasing.planted(job, base, seed=audit.seed, store=store)
 
 
 def home(attack: Backdoor, concept: str, base: Model) -> Path:
