@@ -154,9 +154,9 @@ def draw(found: Sequence[Point], path: Path) -> None:
                 panel.fill_between(
                     depths, [one.low for one in bands], [one.high for one in bands], color=COLOURS[kind], alpha=0.12
                 )
-            panel.set(ylim=(-0.04, 1.04), xlabel=AXES.get(name, "iterations"), title=f"{attack}, {name}")
-            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.set(ylim=(-0.04, 1.04), xlabel=AXES.get(name, "iterations"), title=f"{depth_of(attack)}, {name}")
+            panel.set_xticks([depth for depth, _ in stages])
             panel.grid(axis="y", color="#E6E6E6")
-    axes[0][0].set_ylabel("shown, of all pictures")
+        axes[row][0].set_ylabel("shown, of all pictures")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=120)
