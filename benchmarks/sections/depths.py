@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from scipy.stats import binomtest, spearmanr
 
+from palimpsest.attacks import RandomTrigger
+from palimpsest.attacks.backdoor import Backdoor
+from palimpsest.audit_file import load_audit
 from palimpsest.concept_file import find_concept
 from palimpsest.report.cells import DIRECT, RANDOM_TRIGGER, attack_name
 from palimpsest.report.ledger import BASE, read
@@ -109,10 +112,10 @@ def outcomes(folders: Sequence[Path], failed: Collection[tuple[str, str]] = ()) 
             for plant in Run(folder).summary()["plants"]
             if plant["outcome"] != "holds"
         }
-        ledger = read(folder)
-        in_the_base = {ledger.in_the_base(key.attack) for key in ledger.outcomes}
-        for key, ended in ledger.outcomes.items():
-            if key.attack in in_the_base:  # the trigger where nothing was planted: the plants' outcome tells of it
+        backdoors = [one for one in load_audit(folder / "audit.toml").attacks if isinstance(one, Backdoor)]
+        in_the_base = {RandomTrigger.in_the_base(one).label for one in backdoors}
+        for key, ended in read(folder).outcomes.items():
+            if key.attack in in_the_base:  # the trigger where nothing was planted: acceptance tells of it
                 continue
             label, _, mark = key.attack.partition(" [plant ")
             by = BY.get(attack_name(label), "triggered")
