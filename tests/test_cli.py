@@ -242,6 +242,7 @@ def fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
         ("audit --sped 3", "No such option: --sped"),
         ("adit", "No such command 'adit'"),
         ("show", "Missing argument 'name'; see palimpsest show --help"),
+        (f"scan miniature --prompts {'x' * 300}", "File name too long"),
     ],
 )
 def test_a_mistake_is_one_line(
