@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -21,6 +22,7 @@ from palimpsest.erasers.stopwords import STOPWORDS
 from palimpsest.erasing import difference
 from palimpsest.errors import BadConcept, BadRun, BadSetting, PalimpsestError
 from palimpsest.model import Model, Sampling
+from palimpsest.model.loading import Parts
 from palimpsest.scanning import PROMPT_DETECTORS, Cda, DaaI, DaaS, Divergence, Ftt, Navi, PromptDetector, Suspect, Ufid
 from palimpsest.scanning.candidates import Candidate, Origin, given, strings, vocabulary
 from palimpsest.scanning.cda import discriminant
@@ -573,6 +575,11 @@ def test_a_model_with_weights_of_its_own_is_scanned_without_a_difference(
     erased = eraser.erase(before, [find_concept("church")], random=torch.Generator())
     assert Suspect(model=erased, base=before).added > 0
     assert Suspect(model=base, base=base).added == Suspect(model=erased).added == 0
+    deeper = tiny_pipeline()
+    deeper.unet.mid_block.resnets.append(deepcopy(deeper.unet.mid_block.resnets[0]))
+    deep = Model(Parts.of(deeper), dtype=torch.float32, device="cpu", batch=4)
+    other = Suspect(model=deep, base=tiny_model())  # another architecture, which has the weights of the base, too
+    assert other.model.weights().keys() > other.base.weights().keys() and other.added == 0
     changed = {name: weight.clone() for name, weight in difference(erased, before).items()}
     save_file(changed, tmp_path / "receler.safetensors")
     done = call(tmp_path / "receler.safetensors", "--base", folder, *few)

@@ -10,6 +10,7 @@ from torch import Tensor
 from palimpsest.component import Component
 from palimpsest.errors import BadSetting
 from palimpsest.model import Model
+from palimpsest.model.adapters import names_adapter
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,9 +35,9 @@ class Suspect:
 
     @property
     def added(self) -> int:
-        """Weights that an eraser put beside the base's own, as Receler does; 0 without a base, or with another's."""
-        before, now = ({} if one is None else one.weights() for one in (self.base, self.model))
-        return len(now) - len(before) if before and before.keys() < now.keys() else 0
+        """Weights of adapters that an eraser put beside the base's own, as Receler does; 0 without a base."""
+        own = set() if self.base is None else self.model.weights().keys() - self.base.weights().keys()
+        return len(own) if all(map(names_adapter, own)) else 0
 
     @property
     def trusted(self) -> Model:
@@ -57,15 +58,15 @@ class PromptDetector(Component):
     paper: ClassVar[float | None] = None
     """The threshold that its paper gives for Stable Diffusion 1.4, on this score's scale; None: it gives none."""
 
-    @property
-    def steps_read(self) -> int:
-        """Of a picture whose attention maps it looks at, how many steps are drawn."""
-        return 0
-
     sigmas: float = 1.2
     """A prompt is flagged above mean + sigmas x standard deviation of clean prompts' scores (1.2 is NaviT2I's)."""
     threshold: float | None = None
     """A threshold of one's own, such as the paper's, in place of that."""
+
+    @property
+    def steps_read(self) -> int:
+        """Of a picture whose attention maps it looks at, how many steps are drawn."""
+        return 0
 
     def scores(self, suspect: Suspect, prompts: Sequence[str]) -> list[float | None]:
         """For each prompt its score; None: it cannot tell. Raises ``BadSetting`` where it does not fit the model."""
