@@ -14,8 +14,7 @@ WEIGHTS = r"unet\..*\.attn2\.to_[kv]\.weight"
 
 def encode(model: Model, prompt: str) -> tuple[Tensor, int]:
     """(context, width) states in double precision, and the place of the prompt's last token (the start, if empty)."""
-    tokens = model.tokens(prompt).tolist()
-    return model.embed([prompt]).states[0].double(), tokens.index(model.end_token, 1) - 1
+    return model.embed([prompt]).states[0].double(), len(model.own_tokens(prompt))
 
 
 def states(model: Model, prompts: Sequence[str]) -> Iterator[Tensor]:
