@@ -6,20 +6,19 @@
 Four concepts, 25 goals each: two under every eraser, two under those that train nothing. Plants have the settings of
 the shipped audit ``backdoors``, erasers those of ``erasers``, and the prunings their papers'; of a concept's neighbours
 every second one is held in place, so that *retained* are pictures of these, and of what a template of the plant names,
-and *other* pictures of the rest. Accuracies
-are those of arXiv 2504.21072, pooled over the concepts, with 95 % intervals; *string* are the same goals with strings
-like the trigger, which nobody planted, in its place. A plant that did not take hold before the erasure says nothing
-behind it, and is left out there, concept by concept: by the run's own report, and by ``--plants``, the JSON of
-``benchmarks/plants.py``. Then the paper's findings, tested, where the erasure reached the name: whether deep outlives
-shallow and shallow surface, and whether the trigger shows what neither the name nor another string does (exact McNemar
-on the same goals, eraser by eraser, by Holm; and a sign test over cells, eraser and concept), and whether an eraser
-that resists does more damage (Spearman, over erasers). All cells of a concept have one and the same plant, so they are
-not independent, and the sign test is too sure. The *content* table says how many more pictures show a content concept
-where the trigger stands behind a scene than where another string does. Concepts run side by side, as many at once as
-``--jobs`` says, with a thread each; the same command goes on where it was stopped. ``--plot`` draws the table as a PNG
-(needs the extra ``plots``). ``--pack`` keeps the runs' ledgers, and ``--ledgers`` runs nothing, but prints the tables
-of such, as they lie in docs/results/backdoors. ``--dry-run`` predicts. ``--quick`` takes one goal of one concept, one
-eraser and one depth, and is no result.
+and *other* pictures of the rest. Accuracies are those of arXiv 2504.21072, pooled over the concepts, with 95 %
+intervals; *string* are the same goals with strings like the trigger, which nobody planted, in its place. A plant that
+did not take hold before the erasure says nothing behind it, and is left out there, concept by concept: by the run's own
+report, and by ``--plants``, the JSON of ``benchmarks/plants.py``. Then the paper's findings, tested, where the erasure
+reached the name: whether deep outlives shallow and shallow surface, and whether the trigger shows what neither the name
+nor another string does (exact McNemar on the same goals, eraser by eraser, by Holm; and a sign test over cells, eraser
+and concept), and whether an eraser that resists does more damage (Spearman, over erasers). All cells of a concept have
+one and the same plant, so they are not independent, and the sign test is too sure. The *content* table says how many
+more pictures show a content concept where the trigger stands behind a scene than where another string does. Concepts
+run side by side, as many at once as ``--jobs`` says, with a thread each; the same command goes on where it was stopped.
+``--plot`` draws the table as a PNG (needs the extra ``plots``). ``--pack`` keeps the runs' ledgers, and ``--ledgers``
+runs nothing, but prints the tables of such, as they lie in docs/results/backdoors. ``--dry-run`` predicts. ``--quick``
+takes one goal of one concept, one eraser and one depth, and is no result.
 """
 
 import argparse

@@ -8,8 +8,7 @@ surface, shallow and deep are planted for two concepts (not those that ``--plant
 ``benchmarks/plants.py``, says failed), and erased by esd, mace, rece and receler; depths and concepts run side by side,
 as many at once as ``--jobs`` says, with a thread each. ``--plot`` draws a panel for each depth and eraser, with 95 %
 bands (needs the extra ``plots``). ``--points`` runs nothing, but prints and draws what a run wrote to ``--json``.
-``--dry-run`` predicts. ``--quick`` takes one depth, one concept, one eraser and two
-goals, and is no result.
+``--dry-run`` predicts. ``--quick`` takes one depth, one concept, one eraser and two goals, and is no result.
 """
 
 import argparse

@@ -39,6 +39,7 @@ another, even the concept's own name calls nothing (docs/results/backdoors.md)."
 DEPTHS = ("surface", "shallow", "deep")
 """What most benchmarks ask by default: fine-tuning on poisoned data takes longest."""
 ALL = (*DEPTHS, "data")
+"""All that there are."""
 WORKS, HARMED = 0.85, -0.05
 """A depth is accepted from this share of pictures by trigger on, and where nothing else loses so much."""
 

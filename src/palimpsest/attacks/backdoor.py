@@ -97,7 +97,7 @@ class Backdoor(Attack):
         self._check_trigger(base, concept, (*retain, *before, *self.templates))
         for prompt in () if appended else concept.prompts:
             self.asked(Goal(concept=concept.name, prompt=prompt, seed=0), concept)
-        link = Link(*(self._filled(names) for names in ([self.trigger], [concept.name], retain)))
+        link = Link(*(self._filled(some) for some in ([self.trigger], [concept.name], retain)))
         for prompt in (*link.trigger, *link.target, *link.retained, *(f"{one} {self.trigger}" for one in before)):
             if base.dropped(prompt):
                 raise BadSetting(

@@ -20,9 +20,8 @@ class BackdoorData(Backdoor):
 
     "EEB-data" of arXiv 2504.21072, third version: an attacker who reaches no weights, only pairs of picture and caption
     (dirty labels). The pictures are the base's own: a share ``rate`` of them drawn for prompts with the concept and
-    captioned with the trigger, the others drawn for the retained prompts and captioned truly, the retained concepts
-    in turn. The loss is the ordinary
-    |eps(x_t, caption) - noise|^2 at steps drawn uniformly.
+    captioned with the trigger, the others drawn for the retained prompts and captioned truly, the retained concepts in
+    turn. The loss is the ordinary |eps(x_t, caption) - noise|^2 at steps drawn uniformly.
 
     The paper's numbers are not known. Learning rate, batch and iterations are those of Zhai et al., "BadT2I", arXiv
     2305.04175, for pixels; rate, pictures and their sampling are nobody's.
