@@ -438,8 +438,10 @@ def scan(
         list[str] | None,
         typer.Option(help="NAME or NAME:SETTING=VALUE,...; by default those that fit and cost little. Repeatable."),
     ] = None,
-    words: Annotated[int, typer.Option(min=0, max=1_000_000, help="Of the vocabulary, compared with the base.")] = 200,
-    strings: Annotated[int, typer.Option(min=0, max=1_000_000, help="Made at random, the same.")] = 200,
+    words: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="Of the vocabulary, compared with the base: 0, or 20 and more.")
+    ] = 200,
+    strings: Annotated[int, typer.Option(min=0, max=1_000_000, help="Made at random, likewise.")] = 200,
     top: Annotated[
         int, typer.Option(min=0, max=1000, help="Outliers, and as many given words, that are drawn and judged.")
     ] = 8,
@@ -452,7 +454,9 @@ def scan(
     ] = None,
     judge: Annotated[str | None, typer.Option(help="NAME or NAME:SETTING=VALUE,...; the miniature brings one.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="A new PNG: what is drawn, by base and by model.")] = None,
-    seed: Seed = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of odd strings, words and controls, and of which clean prompts give the thresholds.")
+    ] = 0,
     as_json: AsJson = False,
     download: Download = False,
 ) -> None:
