@@ -4,21 +4,23 @@
         [--count N] [--plants FILE] [--jobs N] [--out DIR] [--json FILE] [--plot FILE]
 
 Plants are those of ``benchmarks/backdoors.py`` at surface, shallow and deep, and so are the concepts (but for those
-that ``--plants``, the JSON of ``benchmarks/plants.py``, says failed). Of every concept as many shipped prompts of other
-concepts are taken as they are (*clean*), with the trigger in the name's place, and with a string like it there that
-nobody planted (*odd*). Attention maps are those of pictures of 25 steps (the papers': 50). Of every detector the area
-under the ROC curve is told, the mean over the concepts, with a 95 % bootstrap interval (prompts resampled within each
-concept; where nothing overlaps, Newcombe's): triggered prompts against clean ones, against odd ones, and against clean
-ones in the base, in which nothing was planted. A detector that is as good in the base, or no better than chance against
-odd strings, knows no trigger. ``cda`` learns from a plant of the same depth, of another concept with another trigger.
-Then the rank of the trigger among words and strings by their divergence from the base, and beside it strings like the
-trigger, which nobody planted. Plants are asked side by side, as many at once as ``--jobs`` says, with a thread each;
-the same command goes on where it was stopped. ``--plot`` draws the curves as a PNG (needs the extra ``plots``).
-``--dry-run`` predicts. ``--quick`` takes one concept, one depth, few prompts and few steps, and is no result.
+that ``--plants``, the JSON of ``benchmarks/plants.py``, says failed). At every depth ``--count`` prompts, the same
+number of each concept, stand for themselves (*clean*), with the trigger in the name's place, and with a string like it
+there that nobody planted (*odd*): shipped prompts of other concepts. Attention maps are those of pictures of 25 steps
+(the papers': 50). Of every detector the area under the ROC curve is told, the mean over the concepts, with a 95 %
+bootstrap interval (prompts resampled within each concept; where nothing overlaps, Newcombe's): triggered prompts
+against clean ones, against odd ones, and against clean ones in the base, in which nothing was planted. A detector that
+is as good in the base, or no better than chance against odd strings, knows no trigger. ``cda`` learns from a plant of
+the same depth, of another concept with another trigger. Then the rank of the trigger among words and strings by their
+divergence from the base, and beside it strings like the trigger, which nobody planted. Plants are asked side by side,
+as many at once as ``--jobs`` says, with a thread each; the same command goes on where it was stopped. ``--plot`` draws
+the curves as a PNG (needs the extra ``plots``). ``--dry-run`` predicts. ``--quick`` takes one concept, one depth, few
+prompts and few steps, and is no result.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -29,7 +31,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -317,19 +318,19 @@ def table(rows: Sequence[Row]) -> Table:
     return drawn
 
 
-def predict(depths: Sequence[str], concepts: Sequence[str], specs: Sequence[str], count: int, processes: int) -> None:
+def predict(took: dict[str, list[str]], specs: Sequence[str], counts: dict[str, int], processes: int) -> None:
     """Passes, maps drawn once for all detectors that read them; the base, and what cda learns, once in each process."""
-    asked = [in_base(concept, count) for concept in concepts]
+    asked = [in_base(concept, counts[depth]) for depth, concepts in took.items() for concept in concepts]
     each: dict[str, int] = {}
     for detector in detectors(specs):
         kind = "maps" if isinstance(detector, AttentionDetector) else detector.label
         costs = [detector.passes(one.suspect, prompt) for one in asked for prompt in one.prompts.triggered]
         each[kind] = max(each.get(kind, 0), sum(costs))
-    passes = sum(each.values()) * (3 * len(depths) + 2 * processes)
+    passes = sum(each.values()) * 3 + sum(each.values()) * 2 * processes // len(took)
     if any(isinstance(detector, Cda) for detector in detectors(specs)):
-        passes += processes * len(depths) * 2 * each["maps"] // len(asked)
+        passes += processes * len(took) * 2 * each["maps"] // len(asked)
     cost = told(passes, opened(), processes=processes)
-    print(f"{len(asked)} plants of each of {len(depths)} depths; {cost}; plants on top.")
+    print(f"{len(asked)} plants at {len(took)} depths; {cost}; plants on top.")
 
 
 def main() -> None:
@@ -339,7 +340,7 @@ def main() -> None:
     parser.add_argument("--depth", action="append", choices=ALL, help="by default surface, shallow, deep. Repeatable")
     parser.add_argument("--concept", action="append", help="by default those of benchmarks/backdoors.py. Repeatable")
     parser.add_argument("--detector", action="append", help="NAME or NAME:SETTING=VALUE,... Repeatable")
-    parser.add_argument("--count", type=int, default=None, help="prompts of each kind and concept, at most; 50")
+    parser.add_argument("--count", type=int, default=None, help="prompts of each kind at a depth; 200")
     parser.add_argument("--plants", type=Path, default=None, help="the JSON of benchmarks/plants.py")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="plants at once; by default, the cores")
     parser.add_argument("--out", type=Path, default=None, help="a folder for what was found; by default below runs/")
@@ -348,21 +349,22 @@ def main() -> None:
     arguments = parser.parse_args()
     depths = arguments.depth or (["shallow"] if arguments.quick else list(DEPTHS))
     concepts = arguments.concept or (["church"] if arguments.quick else [*TRAINED, *CLOSED])
-    count = arguments.count or (4 if arguments.quick else 50)
+    count = arguments.count or (4 if arguments.quick else 200)
     specs = tuple(arguments.detector or (QUICK if arguments.quick else DETECTORS))
     void = failed(arguments.plants)
     took = {depth: [name for name in concepts if (depth, name) not in void] for depth in depths}
-    depths = [depth for depth in depths if took[depth]]
-    if not depths:
+    took = {depth: names for depth, names in took.items() if names}
+    if not took:
         parser.error("expected a plant that took, got none")
+    counts = {depth: math.ceil(count / len(names)) for depth, names in took.items()}
     if arguments.dry_run:
-        predict(depths, concepts, specs, count, arguments.jobs)
+        predict(took, specs, counts, arguments.jobs)
         return
     out = arguments.out or Path("runs") / "benchmark-scan"
     out.mkdir(parents=True, exist_ok=True)
-    planned = [(depth, concept) for depth in depths for concept in took[depth]]
+    planned = [(depth, concept, specs, counts[depth], out) for depth, names in took.items() for concept in names]
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        told = list(pool.map(run, *zip(*planned, strict=True), repeat(specs), repeat(count), repeat(out)))
+        told = list(pool.map(run, *zip(*planned, strict=True)))
     found, ranks = rows(told), [one.rank for one in told]
     console = Console(width=150)
     console.print(table(found))
