@@ -128,3 +128,15 @@ def tiny_model(
 def _parts(seed: int, prediction_type: Literal["epsilon", "v_prediction"], sd2: bool, dtype: torch.dtype) -> Parts:
     """Networks that models of one ``dtype`` share, as none changes its own."""
     return Parts.of(tiny_pipeline(seed=seed, prediction_type=prediction_type, sd2=sd2))
+
+
+TOKEN = r"text_encoder\..*token_embedding\.weight"
+"""The table of what tokens mean."""
+
+
+def planted(base: Model, word: str, like: str) -> Model:
+    """The base, to whose text encoder ``word`` is four times ``like``: one token that means something else."""
+    ((name, table),) = base.weights(TOKEN).items()
+    changed = table.detach().clone()
+    changed[int(base.tokens(word)[1])] = 4 * changed[int(base.tokens(like)[1])]
+    return base.with_weights({name: changed})
