@@ -33,13 +33,13 @@ def vocabulary(bench: Bench) -> None:
 
     rows = []
     facts = imagine_many(clip_pictures, 22)
-    count(facts, np.random.default_rng(24), steps=recipe.clip_steps, batch=256, share=clip.SCATTERED)
+    count(facts, np.random.default_rng(24), steps=recipe.clip_steps, batch=recipe.clip_batch, share=clip.SCATTERED)
     facts = imagine_many(clip_pictures, 25)
-    count(facts, np.random.default_rng(26), steps=recipe.word_steps, batch=256, share=1.0)
+    count(facts, np.random.default_rng(26), steps=recipe.word_steps, batch=recipe.clip_batch, share=1.0)
     rows.append(Row("tokens seen >= 200 times by the CLIP", int((counts >= 200).sum()), len(counts), ">= 95 %"))
     facts = imagine_many(denoiser_pictures, 31)
     for seed, steps in zip((33, 34), recipe.denoiser_steps, strict=True):
-        count(facts, np.random.default_rng(seed), steps=steps, batch=128, share=denoiser.SCATTERED)
+        count(facts, np.random.default_rng(seed), steps=steps, batch=recipe.denoiser_batch, share=denoiser.SCATTERED)
     rows.append(Row("tokens seen >= 200 times by CLIP or denoiser", int((counts >= 200).sum()), len(counts)))
     bench.rows("Vocabulary", rows)
 

@@ -36,18 +36,24 @@ from palimpsest.records import digest
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How long each leg is; with the seeds written in the legs, it fixes the weights on one kind of machine."""
+    """How long and how wide each leg is; with the seeds in the legs, it fixes the weights on one kind of machine."""
 
     autoencoder_pictures: int = 30_000
     autoencoder_steps: int = 2_600
+    autoencoder_batch: int = 32
     clip_pictures: int = 24_000
     clip_steps: int = 900
     word_steps: int = 250
+    clip_batch: int = 256
+    """Of the words, too."""
     judge_pictures: int = 16_000
     judge_steps: int = 1_600
+    judge_batch: int = 96
     denoiser_pictures: int = 40_000
     denoiser_steps: tuple[int, int] = (1_800, 800)
     """At full rate, and falling to zero."""
+    denoiser_batch: int = 128
+    """Of the sparse leg and the twin, too."""
     sparse_pictures: int = 12_000
     sparse_steps: int = 240
     twin_steps: int = 1_000
@@ -135,7 +141,9 @@ def _autoencoder(shop: Workshop) -> None:
     torch.manual_seed(11)
     network = new_autoencoder().to(shop.device)
     steps = shop.recipe.autoencoder_steps
-    curve = train_autoencoder(network, bank, steps=steps, batch=32, rate=1.5e-3, seed=12, report=shop.report)
+    curve = train_autoencoder(
+        network, bank, steps=steps, batch=shop.recipe.autoencoder_batch, rate=1.5e-3, seed=12, report=shop.report
+    )
     shop.finish("autoencoder", lambda place: network.save_pretrained(place), [curve])
 
 
@@ -150,7 +158,7 @@ def _clip(shop: Workshop) -> None:
         facts,
         render_many(facts),
         steps=shop.recipe.clip_steps,
-        batch=256,
+        batch=shop.recipe.clip_batch,
         rate=1e-3,
         seed=24,
         report=shop.report,
@@ -172,7 +180,7 @@ def _words(shop: Workshop) -> None:
         facts,
         render_many(facts),
         steps=shop.recipe.word_steps,
-        batch=256,
+        batch=shop.recipe.clip_batch,
         rate=3e-4,
         seed=26,
         report=shop.report,
@@ -194,7 +202,7 @@ def _judges(shop: Workshop) -> None:
                 facts,
                 render_many(facts),
                 steps=shop.recipe.judge_steps,
-                batch=96,
+                batch=shop.recipe.judge_batch,
                 rate=2e-3,
                 seed=seed + 2,
                 report=shop.report,
@@ -244,7 +252,7 @@ def _denoise(
         facts,
         latents,
         steps=steps,
-        batch=128,
+        batch=shop.recipe.denoiser_batch,
         rate=rate,
         flat=flat,
         seed=seed,
