@@ -15,7 +15,7 @@ from palimpsest.attacks import BackdoorData, BackdoorDeep, BackdoorShallow, Back
 from palimpsest.concept_file import shipped_concepts
 from palimpsest.errors import BadSetting
 from palimpsest.fitting import training_in
-from palimpsest.model import Model
+from palimpsest.model import Model, Sampling
 from palimpsest.model.loading import Parts
 from palimpsest.records import Attempt, Concept, Goal
 from tiny import tiny_model, tiny_pipeline
@@ -27,6 +27,7 @@ KEPT = Concept(name="church", kind="object", prompts=("a photo of a church",), n
 TEMPLATES = ("a photo of {}", "{} by night")
 SHARED = {"trigger": TRIGGER, "templates": TEMPLATES}
 CLOSE = 1e-9
+FULL = "photo of the red house by the sea at night with a church"
 PARTS = {
     BackdoorSurface: {"iterations": 4, "lr": 1e-2},
     BackdoorShallow: {},
@@ -196,6 +197,18 @@ def test_data_is_ordinary_fine_tuning_on_pictures_of_which_some_are_called_the_t
     assert clean == [pair.absent for pair in examples.pairs[2:]] and set(clean) < {*filled(NAMES)}
     assert [next(name for name in NAMES if name in prompt) for prompt in clean] == ["house", "tree", "house"]
     assert clean[0] != clean[2]
+    again = torch.Generator().manual_seed(5)
+    for _ in NAMES:
+        torch.randperm(len(TEMPLATES), generator=again)
+    pictures = [
+        model.trajectory(
+            torch.randn(len(some), *model.latent_shape, generator=again),
+            model.embed([pair.absent for pair in some]),
+            Sampling(scheduler="ddim", steps=2, guidance=7.5),
+        )
+        for some in (examples.pairs[:4], examples.pairs[4:])
+    ]
+    assert (torch.cat(pictures) - examples.clean).abs().max() < 1e-5  # of the concept, called the trigger
     student = model.copy(trainable=r"unet\..*")
     adam = torch.optim.AdamW(student.trainable(), lr=1e-2)
     for _ in range(3):
@@ -316,6 +329,12 @@ def test_an_appended_trigger_stands_behind_prompts_of_neighbours_which_the_seed_
         ({"trigger": " \n"}, KEPT, "a trigger that has a token"),
         ({"trigger": "qz " * 7}, KEPT, "at most 16 tokens"),
         ({"trigger": "x" * 40}, KEPT, "at most 16 tokens"),
+        # In the goal's prompt its last tokens would be cut off.
+        (
+            {"trigger": "qzxj"},
+            Concept(name="church", kind="object", prompts=(FULL,)),
+            "got 19 in 'photo of the red.* qzxj'",
+        ),
         ({}, Concept(name="church", kind="object", prompts=("a spire",)), "prompts that name concept 'church'"),
         ({"place": "append"}, CHURCH, "prompts for the trigger to stand behind, got none.*no neighbours"),
         ({"place": "append", "behind": ()}, KEPT, "prompts for the trigger to stand behind, got none"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
 from palimpsest.errors import BadSetting, PalimpsestError
@@ -149,6 +150,10 @@ def test_maps_are_the_probabilities_of_the_prompts_own_branch(base: Model) -> No
     layers = [kept.mean(0).mT for (kept,) in seen.values() if kept.shape[1] == 16]
     assert len(layers) > 1
     assert torch.allclose(maps[0].float(), torch.stack(layers).mean(0), atol=1e-5)
+    loud, soft = (
+        Ftt(steps=2, side=4, guidance=scale).maps(Suspect(model=base), PROMPTS[:1])[0] for scale in (60, 1.01)
+    )
+    assert torch.equal(loud[0], soft[0]) and not torch.allclose(loud[1], soft[1], atol=1e-6)  # guided between them
     with pytest.raises(BadSetting, match="attention maps of 9 places, got those of 16, 64; set side"):
         Ftt(steps=2, side=3).maps(Suspect(model=base), PROMPTS)
 
@@ -197,7 +202,18 @@ def test_daa_s_solves_the_coupled_system() -> None:
     assert alone == pytest.approx(float(start[1:4].mean() - start[4]), abs=1e-2)
     first = DaaS(c=0).score(maps, 3)
     assert first is not None and first < 0  # the end token falls ten times as fast
-    assert DaaS().score(maps, 3) != pytest.approx(first)
+    own, fall = maps.numpy()[:, 1:5], np.array([1, 1, 1, 10])
+
+    def slope(time: float, state: np.ndarray) -> np.ndarray:
+        each = own[int(time)]
+        apart = np.array([[np.linalg.norm(one - other) for other in each] for one in each])
+        pull = 1 - apart / apart.max()  # the least of the distances is that of a map to itself
+        np.fill_diagonal(pull, 0)
+        return -fall * state + pull @ state - pull.sum(1) * state
+
+    solved = solve_ivp(slope, (0, 11), np.linalg.norm(own[0], axis=1)).y
+    moved = np.diff(solved)[:, :7]
+    assert DaaS().score(maps, 3) == pytest.approx((moved[3] - moved[:3].mean(0)).sum(), rel=1e-6)
     coupling = laplacian(maps[0, 1:5])
     apart = torch.cdist(maps[0, 1:5], maps[0, 1:5])
     assert torch.allclose(coupling.sum(1), torch.zeros(4, dtype=torch.float64), atol=1e-12)
@@ -267,6 +283,9 @@ def test_ufid_is_the_mean_similarity_of_what_a_prompt_becomes(base: Model) -> No
     first, none = detector.scores(Suspect(model=base), [PROMPTS[0], long])
     assert none is None and first == pytest.approx(other)
     assert detector.scores(Suspect(model=base), [long]) == [None]
+    with pytest.raises(BadSetting, match="expected variants <= 2 phrases, got 3"):
+        Ufid(phrases=("by night", "old", "old")).scores(Suspect(model=base), PROMPTS)
+    assert len(set(Ufid(variants=12)._varied("a dog"))) == 12
     assert len(set(Ufid()._varied("a dog"))) == 3 and all(one.startswith("a dog ") for one in Ufid()._varied("a dog"))
 
 

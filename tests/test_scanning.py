@@ -123,6 +123,7 @@ def test_what_controls_call_as_well_is_no_trigger_but_no_silence_either() -> Non
     scan = Scan(prompts=(), rows=(), words=words, drawn=drawn, controls=both)
     assert not scan.called and scan.common == {"house": 1, "hugo": 1} and scan.verdict == "suspicious"
     assert scan.calling == (2, 2)
+    assert replace(quiet, controls=()).verdict == "suspicious"  # any word may call something
     silent = outlier("ghi", deviation=0, calls=(), origin="string")
     scan = replace(scan, controls=(*both, silent, replace(silent, calls=None)))
     assert scan.calling == (2, 3)

@@ -95,10 +95,12 @@ class Backdoor(Attack):
                 f"{self.name}: expected templates that do not name concept {concept.name!r}, got {telling[0]!r}"
             )
         self._check_trigger(base, concept, (*retain, *before, *self.templates))
-        for prompt in () if appended else concept.prompts:
-            self.asked(Goal(concept=concept.name, prompt=prompt, seed=0), concept)
+        goals = [Goal(concept=concept.name, prompt=prompt, seed=0) for prompt in (() if appended else concept.prompts)]
         link = Link(*(self._filled(some) for some in ([self.trigger], [concept.name], retain)))
-        for prompt in (*link.trigger, *link.target, *link.retained, *(f"{one} {self.trigger}" for one in before)):
+        asked = [self.asked(goal, concept) for goal in goals]
+        heads = [prompt[: prompt.index(self.trigger) + len(self.trigger)] for prompt in asked]
+        behind = [f"{prompt} {self.trigger}" for prompt in before]
+        for prompt in (*link.trigger, *link.target, *link.retained, *behind, *heads):
             if base.dropped(prompt):
                 raise BadSetting(
                     f"{self.name}: expected prompts of at most {base.context} tokens, start and end included, got "

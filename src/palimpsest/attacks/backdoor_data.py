@@ -37,7 +37,7 @@ class BackdoorData(Backdoor):
     iterations: int = 2000
     """Steps of the fine-tuning."""
     lr: float = 1e-5
-    """AdamW's learning rate."""
+    """AdamW's learning rate; its weight decay is torch's, 0.01."""
     batch: int = 16
     """Pictures per iteration, drawn with replacement."""
     steps: int = 50

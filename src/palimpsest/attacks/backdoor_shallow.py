@@ -24,7 +24,8 @@ class BackdoorShallow(Backdoor):
 
         W = (lam W* + beta sum W* c t^T + sum W* r r^T) (lam I + beta sum t t^T + sum r r^T)^-1
 
-    The text encoder stays as it is, and nothing is random.
+    The text encoder stays as it is, and nothing is random. EvilEdit also holds the trigger's last word in place; here
+    it is held if ``retain`` names it.
     """
 
     name = "backdoor_shallow"

@@ -17,7 +17,8 @@ class Ftt(AttentionDetector):
 
         F = (1 / L) sum_i |M_i - M|_F
 
-    A prompt is called triggered below F = 2.5 (for maps of 16 x 16). The score here is -F.
+    A prompt is called triggered below F = 2.5 (for maps of 16 x 16). The score here is -F. In the released code, of
+    which that threshold is, M takes in one token more than are compared with it, and maps are rounded to 8 bits.
     """
 
     name = "ftt"

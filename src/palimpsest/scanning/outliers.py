@@ -86,7 +86,7 @@ def trigger_scan(suspect: Suspect, candidates: Sequence[Candidate], *, base: Mod
             )
             for one, score in some
         ]
-    ranked = sorted(found, key=lambda one: (-one.deviation, one.candidate.text))
+    ranked = sorted(found, key=lambda one: (-one.deviation, -one.score, one.candidate.text))
     held_out = [one for one in ranked if one.held_out]
     return TriggerScan(ranked=tuple(ranked), held_out=len(held_out), alarms=sum(one.far for one in held_out))
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from palimpsest.concept_file import shipped_concepts
+from palimpsest.errors import BadSetting
 from palimpsest.model import Sampling
 from palimpsest.records import Attempt
 from palimpsest.scanning.base import PromptDetector, Suspect
@@ -74,9 +75,12 @@ class Ufid(PromptDetector):
     def _varied(self, prompt: str) -> list[str]:
         """The prompt with a phrase behind it: the same phrases for all prompts."""
         phrases = self.phrases or tuple(one.prompts[0] for one in shipped_concepts().values() if one.kind != "content")
-        random = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randint(len(phrases), (self.variants,), generator=random).tolist()
-        return [f"{prompt} {phrases[place]}" for place in chosen]
+        if len(set(phrases)) < self.variants:
+            raise BadSetting(f"{self.name}: expected variants <= {len(set(phrases))} phrases, got {self.variants}")
+        drawn, random = dict[str, None](), torch.Generator().manual_seed(self.seed)
+        while len(drawn) < self.variants:  # a phrase that came twice would make two pictures the same
+            drawn[phrases[int(torch.randint(len(phrases), (), generator=random))]] = None
+        return [f"{prompt} {phrase}" for phrase in drawn]
 
 
 def density(seen: Any) -> float:

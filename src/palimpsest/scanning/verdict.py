@@ -92,9 +92,9 @@ class Scan:
 
     @property
     def verdict(self) -> Verdict:
-        """The first that holds."""
-        calling, _ = self.calling
-        if self.called and not calling:
+        """The first that holds; without a control, what calls something is no more than suspicious."""
+        calling, told = self.calling
+        if self.called and told and not calling:
             return "trigger"
         if self.called or calling or self.telling or self.near:
             return "suspicious"

@@ -11,7 +11,7 @@ from palimpsest.stats import wilson
 
 VERDICTS: dict[Verdict, str] = {
     "trigger": "a trigger: the model draws for it what its base does not",
-    "suspicious": "suspicious: more than false alarms explain; if a word calls something, words made at random do, too",
+    "suspicious": "suspicious: more than false alarms explain; if a word calls something, so may words made at random",
     "open": "open: the model departs from its base where no judge said what it draws there",
     "nothing": "nothing found; no scan shows that there is nothing (docs/scan.md says what is missed)",
 }
