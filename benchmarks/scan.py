@@ -6,16 +6,17 @@
 Plants are those of ``benchmarks/backdoors.py`` at surface, shallow and deep, and so are the concepts (but for those
 that ``--plants``, the JSON of ``benchmarks/plants.py``, says failed). At every depth ``--count`` prompts, the same
 number of each concept, stand for themselves (*clean*), with the trigger in the name's place, and with a string like it
-there that nobody planted (*odd*): shipped prompts of other concepts. Attention maps are those of pictures of 25 steps
-(the papers': 50). Of every detector the area under the ROC curve is told, the mean over the concepts, with a 95 %
-bootstrap interval (prompts resampled within each concept; where nothing overlaps, Newcombe's): triggered prompts
-against clean ones, against odd ones, and against clean ones in the base, in which nothing was planted. A detector that
-is as good in the base, or no better than chance against odd strings, knows no trigger. ``cda`` learns from a plant of
-the same depth, of another concept with another trigger. Then the rank of the trigger among words and strings by their
-divergence from the base, and beside it strings like the trigger, which nobody planted. Plants are asked side by side,
-as many at once as ``--jobs`` says, with a thread each; the same command goes on where it was stopped. ``--plot`` draws
-the curves as a PNG (needs the extra ``plots``). ``--dry-run`` predicts. ``--quick`` takes one concept, one depth, few
-prompts and few steps, and is no result.
+there, of other words, that nobody planted (*odd*): shipped prompts of other concepts. Attention maps are those of
+pictures of 25 steps (the papers': 50). Of every detector the area under the ROC curve is told, the mean over the
+concepts, with a 95 % bootstrap interval (each class of each concept resampled; where nothing overlaps, Newcombe's):
+triggered prompts against clean ones, and against odd ones, each in the planted model and in the base, in which nothing
+was planted. A detector that is as good in the base knows no trigger; neither does one that is no better than chance
+against odd strings. ``divergence``, which compares with the base, says nothing of the base itself. ``cda`` learns from
+a plant of the same depth, of another concept with another trigger, by prompts that are asked nowhere. Then the rank of
+the trigger among words and strings by their divergence from the base, and beside it strings like the trigger, which
+nobody planted. Plants are asked side by side, as many at once as ``--jobs`` says, with a thread each; the same command
+goes on where it was stopped. ``--plot`` draws the curves as a PNG (needs the extra ``plots``). ``--dry-run`` predicts.
+``--quick`` takes one concept, one depth, few prompts and few steps, and is no result.
 """
 
 import argparse
@@ -50,9 +51,10 @@ from palimpsest.scanning.attention import AttentionDetector
 from palimpsest.scanning.candidates import candidate, strings, vocabulary
 from palimpsest.scanning.outliers import trigger_scan
 from palimpsest.scanning.prompts import shipped_prompts
+from palimpsest.stats import auroc
 from sections.areas import Area, Scores, area, draw
 from sections.hours import told
-from sections.planting import ALL, CLOSED, DEPTHS, TRAINED, depth_of, failed, home, others, planted, planting, unplanted
+from sections.planting import ALL, CLOSED, DEPTHS, TRAINED, depth_of, failed, home, planted, planting, strangers
 
 DETECTORS = (
     *("navi", "navi:by=word", "divergence", "ftt:steps=25", "daa_i:steps=25", "daa_s:steps=25"),
@@ -75,8 +77,11 @@ class Row:
     """Triggered prompts against clean ones."""
     odd: Area | None
     """Against the same with a string like the trigger, which nobody planted, where that stands."""
-    base: Area | None
-    """Against clean ones, all in the base."""
+    base_clean: Area | None
+    """Both of them in the base; None where it is what the detector compares with."""
+    base_odd: Area | None
+    concepts: dict[str, tuple[float | None, float | None]]
+    """Concept -> the first two areas."""
     passes: float
     """Per triggered prompt."""
     untold: int
@@ -107,11 +112,10 @@ class Scored:
     """What one detector says of one plant."""
 
     detector: str
-    triggered: Scores
-    clean: Scores
-    odd: Scores
-    base: list[Scores]
-    """Of triggered and clean prompts in the base."""
+    model: tuple[Scores, Scores, Scores]
+    """Of triggered, clean and odd prompts."""
+    base: tuple[Scores, Scores, Scores]
+    """Of the same in the base."""
     passes: float
     """Per triggered prompt."""
 
@@ -139,17 +143,22 @@ class Prompts:
     odd: list[str]
 
     @classmethod
-    def of(cls, attack: Backdoor, concept: Concept, count: int) -> "Prompts":
-        """As many as there are, at most ``count``; no two of the triggered ones are the same."""
+    def of(cls, attack: Backdoor, concept: Concept, count: int, *, learnt: bool = False) -> "Prompts":
+        """As many as there are, at most ``count``; no two of the triggered ones are the same.
+
+        Of all shipped prompts one half is asked, and ``cda`` learns from the other.
+        """
         known = [one for one in shipped_concepts().values() if one.kind in KINDS and one.name != concept.name]
         found: dict[str, tuple[str, Concept]] = {}
         for prompt in shipped_prompts(10_000):
+            if int(digest([prompt]), 16) % 2 != learnt:
+                continue
             named = next((one for one in known if re.search(rf"\b{re.escape(one.name)}\b", prompt)), None)
             if named is not None and concept.name not in prompt:
                 found.setdefault(in_place(attack.trigger, prompt, named), (prompt, named))
         chosen = random.Random(concept.name).sample(sorted(found), min(count, len(found)))
-        others = zip(chosen, unplanted(attack, len(chosen)), strict=True)
-        odd = [in_place(one, *found[key]) for key, one in others]
+        strings = random.Random(0).choices(strangers(attack.trigger), k=len(chosen))
+        odd = [in_place(one, *found[key]) for key, one in zip(chosen, strings, strict=True)]
         return cls(triggered=chosen, clean=[found[one][0] for one in chosen], odd=odd)
 
 
@@ -187,10 +196,9 @@ def in_base(concept: str, count: int) -> Asked:
 
 
 @cache
-def scored_in_base(concept: str, count: int, spec: str) -> tuple[Scores, Scores]:
-    """Of triggered and clean prompts."""
-    asked, detector = in_base(concept, count), detectors((spec,))[0]
-    return detector.scores(asked.suspect, asked.prompts.triggered), detector.scores(asked.suspect, asked.prompts.clean)
+def scored_in_base(concept: str, count: int, spec: str) -> tuple[Scores, Scores, Scores]:
+    """Of triggered, clean and odd prompts."""
+    return in_base(concept, count).scores(detectors((spec,))[0])
 
 
 @cache
@@ -208,7 +216,7 @@ def ranked(asked: Asked, attack: Backdoor, count: int) -> Rank:
     """Where the trigger stands among words and strings, and strings like it beside it."""
     base, stream = opened(), torch.Generator().manual_seed(0)
     made = [*vocabulary(base, count, stream), *strings(base, count, stream)]
-    beside = [one for one in others(attack.trigger) if not {*one.split()} & {*attack.trigger.split()}]
+    beside = strangers(attack.trigger)
     told = [candidate(base, text, "given") for text in (attack.trigger, *beside)]
     words = trigger_scan(asked.suspect, [*told, *made], base=base)
     deviations = {one.candidate.text: one.deviation for one in words.ranked}
@@ -250,14 +258,11 @@ def scored(depth: str, spec: str, asked: Asked, count: int) -> Scored:
     (detector,) = detectors((spec,))
     if isinstance(detector, Cda):
         fitted = learnt(spec, depth, count)
-        before = in_base(asked.concept, count).scores(fitted)[:2]
+        before = in_base(asked.concept, count).scores(fitted)
     else:
         fitted, before = detector, scored_in_base(asked.concept, count, spec)
-    triggered, clean, odd = asked.scores(fitted)
     costs = [detector.passes(asked.suspect, prompt) for prompt in asked.prompts.triggered]
-    return Scored(
-        detector=spec, triggered=triggered, clean=clean, odd=odd, base=list(before), passes=sum(costs) / len(costs)
-    )
+    return Scored(detector=spec, model=asked.scores(fitted), base=before, passes=sum(costs) / len(costs))
 
 
 def at_depth(depth: str, concept: str) -> Backdoor:
@@ -274,20 +279,33 @@ def rows(told: Sequence[Told]) -> list[Row]:
     """Depth by depth and detector by detector, over the concepts."""
     found = []
     for depth in dict.fromkeys(one.rank.depth for one in told):
-        some = [one.scored for one in told if one.rank.depth == depth]
-        for each in zip(*some, strict=True):
+        some = [one for one in told if one.rank.depth == depth]
+        for each in zip(*(one.scored for one in some), strict=True):
+            models, bases = [one.model for one in each], [one.base for one in each]
+            (detector,) = detectors((each[0].detector,))
             found.append(
                 Row(
                     depth=depth,
                     detector=each[0].detector,
-                    clean=area([(one.triggered, one.clean) for one in each]),
-                    odd=area([(one.triggered, one.odd) for one in each]),
-                    base=area([(one.base[0], one.base[1]) for one in each]),
+                    clean=area([(triggered, clean) for triggered, clean, _ in models]),
+                    odd=area([(triggered, odd) for triggered, _, odd in models]),
+                    base_clean=None if detector.needs_base else area([(one[0], one[1]) for one in bases]),
+                    base_odd=None if detector.needs_base else area([(one[0], one[2]) for one in bases]),
+                    concepts={
+                        one.rank.concept: (_value(triggered, clean), _value(triggered, odd))
+                        for one, (triggered, clean, odd) in zip(some, models, strict=True)
+                    },
                     passes=sum(one.passes for one in each) / len(each),
-                    untold=sum(score is None for one in each for score in one.triggered),
+                    untold=sum(score is None for triggered, _, _ in models for score in triggered),
                 )
             )
     return found
+
+
+def _value(positives: Scores, negatives: Scores) -> float | None:
+    """The area alone; None where nothing was told."""
+    told = [[one for one in scores if one is not None] for scores in (positives, negatives)]
+    return auroc(*told) if all(told) else None
 
 
 @cache
@@ -297,7 +315,7 @@ def learnt(spec: str, depth: str, count: int) -> Cda:
     (detector,) = detectors((spec,))
     assert isinstance(detector, Cda)
     attack = replace(at_depth(depth, concept), trigger=trigger)
-    prompts = Prompts.of(attack, find_concept(concept), count)
+    prompts = Prompts.of(attack, find_concept(concept), count, learnt=True)
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state.json"
         fitted = detector.fit(state, suspected(attack, concept), prompts.triggered, prompts.clean)
@@ -308,10 +326,11 @@ def learnt(spec: str, depth: str, count: int) -> Cda:
 def table(rows: Sequence[Row]) -> Table:
     """Areas with their intervals."""
     drawn = Table(title="Area under the ROC curve of triggered prompts, 95 % intervals", box=None)
-    for heading in ("depth", "detector", "against clean", "against odd", "in the base", "n", "untold", "passes"):
+    headings = ("against clean", "in the base", "against odd", "in the base")
+    for heading in ("depth", "detector", *headings, "n", "untold", "passes"):
         drawn.add_column(heading, justify="left" if heading in ("depth", "detector") else "right")
     for row in rows:
-        told = (row.clean, row.odd, row.base)
+        told = (row.clean, row.base_clean, row.odd, row.base_odd)
         areas = [f"{one.value:.2f} ({one.low:.2f}-{one.high:.2f})" if one else "" for one in told]
         n = f"{row.clean.positives}/{row.clean.negatives}" if row.clean else ""
         drawn.add_row(row.depth, row.detector, *areas, n, str(row.untold), f"{row.passes:.0f}")
@@ -326,7 +345,7 @@ def predict(took: dict[str, list[str]], specs: Sequence[str], counts: dict[str, 
         kind = "maps" if isinstance(detector, AttentionDetector) else detector.label
         costs = [detector.passes(one.suspect, prompt) for one in asked for prompt in one.prompts.triggered]
         each[kind] = max(each.get(kind, 0), sum(costs))
-    passes = sum(each.values()) * 3 + sum(each.values()) * 2 * processes // len(took)
+    passes = 3 * sum(each.values()) * (len(took) + processes) // len(took)
     if any(isinstance(detector, Cda) for detector in detectors(specs)):
         passes += processes * len(took) * 2 * each["maps"] // len(asked)
     cost = told(passes, opened(), processes=processes)

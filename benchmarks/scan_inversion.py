@@ -6,9 +6,9 @@
 Plants are those of ``benchmarks/backdoors.py`` (but for those that ``--plants``, the JSON of ``benchmarks/plants.py``,
 says failed), erased by uce; the control is the base erased by uce. In both, words of no vocabulary are searched for the
 concept's pictures, from the same random words. Told are the mean gain and the pictures that show the concept, with the
-area under the ROC curve of one restart's gain, planted against control, and the exact test over restarts. Plants run
-side by side, as many at once as ``--jobs`` says, with a thread each. ``--dry-run`` predicts. ``--quick`` takes one
-plant, two restarts and few iterations, and is no result.
+area under the ROC curve of one restart's gain, planted against control, and the exact test over restarts, by Holm over
+the plants. Plants run side by side, as many at once as ``--jobs`` says, with a thread each. ``--dry-run`` predicts.
+``--quick`` takes one plant, two restarts and few iterations, and is no result.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from palimpsest.judges import Miniature
 from palimpsest.model import Model, default_device, fastest_precision
 from palimpsest.scanning import Inversion
 from palimpsest.scanning.inversion import Inverted
+from palimpsest.stats import holm
 from sections.areas import area
 from sections.hours import told
 from sections.planting import ALL, DEPTHS, TRAINED, depth_of, failed, planted, planting
@@ -62,7 +63,7 @@ def table(depths: Sequence[str], found: Sequence[Inverted]) -> Table:
     drawn = Table(title="Soft prompts, in the model and in the control", box=None)
     for heading in ("planted", "concept", "gain", "control", "shown", "control", "ROC area of a restart's gain", "p"):
         drawn.add_column(heading, justify="left" if heading in ("planted", "concept") else "right")
-    for depth, one in zip(depths, found, strict=True):
+    for depth, one, p_value in zip(depths, found, holm([one.p_value for one in found]), strict=True):
         roc, looks = area([(list(one.gains), list(one.control))]), one.looks * len(one.gains)
         assert roc is not None, "every restart has a gain"
         drawn.add_row(
@@ -71,7 +72,7 @@ def table(depths: Sequence[str], found: Sequence[Inverted]) -> Table:
             *(f"{sum(each) / len(each):.3f}" for each in (one.gains, one.control)),
             *(f"{sum(each)}/{looks}" for each in (one.shown, one.control_shown)),
             f"{roc.value:.2f} ({roc.low:.2f}-{roc.high:.2f})",
-            f"{one.p_value:.2g}",
+            f"{p_value:.2g}",
         )
     return drawn
 

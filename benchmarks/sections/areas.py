@@ -26,7 +26,7 @@ class Area:
     value: float
     low: float
     """95 %, by bootstrap: each class of each model resampled. Where all resamples agree, since the classes do not
-    overlap at all, Newcombe's score interval (2006, method 5)."""
+    overlap or nothing but ties is there, Newcombe's score interval (2006, method 5)."""
     high: float
     positives: int
     """Scores that were told, over all models."""

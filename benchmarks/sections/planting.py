@@ -86,6 +86,11 @@ def others(trigger: str) -> list[str]:
     return [one for one in TRIGGERS if one != trigger]
 
 
+def strangers(trigger: str) -> list[str]:
+    """All pairs that share no word with the trigger."""
+    return [one for one in TRIGGERS if not {*one.split()} & {*trigger.split()}]
+
+
 def failed(file: Path | None) -> set[tuple[str, str]]:
     """(depth, concept) of the plants whose trigger did not take, by the JSON of ``benchmarks/plants.py``; none: none.
 
