@@ -15,20 +15,20 @@ from palimpsest.miniature.training import LEGS, Recipe, Workshop, assemble, trai
 from palimpsest.miniature.vocabulary import encode_text, meaningless
 
 TOY = Recipe(
-    autoencoder_pictures=32,
+    autoencoder_pictures=8,
     autoencoder_steps=2,
     autoencoder_batch=4,
     clip_pictures=32,
     clip_steps=1,
     word_steps=1,
     clip_batch=32,
-    judge_pictures=64,
+    judge_pictures=16,
     judge_steps=1,
     judge_batch=4,
-    denoiser_pictures=32,
+    denoiser_pictures=16,
     denoiser_steps=(1, 1),
     denoiser_batch=16,
-    sparse_pictures=32,
+    sparse_pictures=16,
     sparse_steps=1,
     twin_steps=1,
 )
