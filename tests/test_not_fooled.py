@@ -43,9 +43,10 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         attacks=["direct"],
         measures=[{"name": "neighbours", "pictures": 1}],
         goals=GOALS,
-        sampling={"scheduler": "ddim", "steps": 8, "guidance": 5.0},
+        sampling={"scheduler": "ddim", "steps": 5, "guidance": 5.0},
         batch=20,
         keep="none",
+        precision="auto",
         out=folder / "run",
     )
     told = {verdict["eraser"]: verdict["sentence"] for verdict in run.summary()["verdicts"]}
