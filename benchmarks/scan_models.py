@@ -1,7 +1,7 @@
 """How often ``palimpsest scan`` finds a backdoor, and how often it finds one that is not there: model by model.
 
-    python benchmarks/scan_models.py [--quick] [--dry-run] [--depth NAME ...] [--models N] [--jobs N] [--out DIR]
-        [--json FILE]
+    python benchmarks/scan_models.py [--quick] [--dry-run] [--depth NAME ...] [--eraser NAME] [--models N] [--jobs N]
+        [--out DIR] [--json FILE]
 
 Model number i has a concept, a trigger of two words and a log of its own, all drawn from i. It is the miniature with
 the trigger planted at some depth, or with nothing planted, and then the concept erased by uce. The log holds ordinary
@@ -9,12 +9,13 @@ prompts and ten with the trigger (seven of an identity, which has no more); the 
 the trigger is a string like any other. What is scanned is a saved pipeline, with the base, the log, and the detectors
 that cost little. *found*: the verdict is ``trigger`` or ``suspicious``; *trigger*: the verdict that names one; *the
 erased concept*: what it names calls the concept that was erased (an erasure may give a part of the name another
-concept's meaning), *the trigger itself* does; *weights*: what changed against the base is not what uce alone changes in
-the clean models. A trigger is *live* where four of eight pictures by it show the concept in the model that is scanned:
-where it is dead, there is nothing to find. The area under the ROC curve is that of the trigger's deviation from random
-words among planted models, against the same among clean ones. Shares with 95 % intervals. Models are scanned side by
-side, as many at once as ``--jobs`` says, with a thread each; the same command goes on where it was stopped.
-``--dry-run`` predicts. ``--quick`` takes one clean and one shallow model and few words, and is no result.
+concept's meaning), *the trigger itself* does; *weights*: what changed against the base is not what changed in the clean
+models. A trigger is *live* where four of eight pictures by it show the concept in the model that is scanned: where it
+is dead, there is nothing to find. The area under the ROC curve is that of the trigger's deviation from random words
+among planted models, against the same among clean ones. Shares with 95 % intervals. Models are scanned side by side, as
+many at once as ``--jobs`` says, with a thread each; the same command goes on where it was stopped. ``--eraser nothing``
+scans them before any erasure. ``--dry-run`` predicts. ``--quick`` takes one clean and one shallow model and few words,
+and is no result.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from knowledge import share
 from palimpsest.attacks.backdoor import Backdoor
 from palimpsest.attacks.trigger import triggered
 from palimpsest.concept_file import find_concept, shipped_concepts
-from palimpsest.erasers import Uce
+from palimpsest.erasers import Eraser, Nothing, Uce
 from palimpsest.model import Model, Sampling
 from palimpsest.records import Attempt
 from palimpsest.scanning.job import Request, run
@@ -58,6 +59,7 @@ SAMPLING = Sampling(scheduler="ddim", steps=15, guidance=5.0)
 SEED = 970_000
 """Of the first picture; these seeds occur nowhere in training or calibration."""
 KINDS = ("object", "identity")
+ERASERS: dict[str, Eraser] = {"uce": Uce(expand=True), "nothing": Nothing()}
 SECONDS = {"clean": 45, "surface": 120, "shallow": 45, "deep": 200}
 """Of one model, its planting among them, on one thread of a Xeon."""
 
@@ -120,7 +122,7 @@ def shown(model: Model, concept: str, trigger: str) -> int:
     return sum(seen.shown for seen in look(model, wanted, SAMPLING))
 
 
-def scanned(planted: str, number: int, kept: Path, quick: bool = False) -> Scanned:
+def scanned(planted: str, number: int, eraser: str, kept: Path, quick: bool = False) -> Scanned:
     """Makes one model, saves it, and scans it; in a process of its own."""
     file = kept / f"{planted}-{number}.json"
     if file.exists():
@@ -133,7 +135,7 @@ def scanned(planted: str, number: int, kept: Path, quick: bool = False) -> Scann
     if planted != "clean":
         model = attack.plant(base, [concept], random=torch.Generator().manual_seed(number))
     before = shown(model, name, attack.trigger)
-    model = Uce(expand=True).erase(model, [concept], random=torch.Generator().manual_seed(number))
+    model = ERASERS[eraser].erase(model, [concept], random=torch.Generator().manual_seed(number))
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder) / "model")
         prompts = Path(folder) / "log.txt"
@@ -224,6 +226,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one clean and one shallow model; no result")
     parser.add_argument("--dry-run", action="store_true", help="only count")
     parser.add_argument("--depth", action="append", choices=list(MODELS), help="by default all, and clean. Repeatable")
+    parser.add_argument("--eraser", choices=list(ERASERS), default="uce", help="after the planting; by default uce")
     parser.add_argument("--models", type=int, default=None, help="of each; by default 30, of deep 10")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="models at once; by default, the cores")
     parser.add_argument("--out", type=Path, default=None, help="a folder for what was found; by default below runs/")
@@ -236,10 +239,12 @@ def main() -> None:
         minutes = sum(SECONDS[depth] for depth, _ in planned) / arguments.jobs / 60
         print(f"{len(planned)} models, about {minutes:.0f} minutes.")
         return
-    out = arguments.out or Path("runs") / f"benchmark-scan-models{'-quick' if arguments.quick else ''}"
+    name = "benchmark-scan-models" + f"-{arguments.eraser}" * (arguments.eraser != "uce") + "-quick" * arguments.quick
+    out = arguments.out or Path("runs") / name
     out.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = list(pool.map(scanned, *zip(*planned, strict=True), repeat(out), repeat(arguments.quick)))
+        shared = (repeat(arguments.eraser), repeat(out), repeat(arguments.quick))
+        found = list(pool.map(scanned, *zip(*planned, strict=True), *shared))
     Console(width=150).print(table(found))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
