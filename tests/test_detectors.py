@@ -284,7 +284,7 @@ def test_ufid_is_the_mean_similarity_of_what_a_prompt_becomes(base: Model) -> No
     assert none is None and first == pytest.approx(other)
     assert detector.scores(Suspect(model=base), [long]) == [None]
     with pytest.raises(BadSetting, match="expected variants <= 2 phrases, got 3"):
-        Ufid(phrases=("by night", "old", "old")).scores(Suspect(model=base), PROMPTS)
+        Ufid(phrases=("by night", "old", "old"))
     assert len(set(Ufid(variants=12)._varied("a dog"))) == 12
     assert len(set(Ufid()._varied("a dog"))) == 3 and all(one.startswith("a dog ") for one in Ufid()._varied("a dog"))
 

@@ -48,6 +48,8 @@ class Ufid(PromptDetector):
     def __post_init__(self) -> None:
         """Refuses a setting that is out of range."""
         self.require_least(variants=1, steps=1)
+        if self.variants > (known := len(set(self._phrases))):
+            raise BadSetting(f"{self.name}: expected variants <= {known} phrases, got {self.variants}")
 
     def passes(self, suspect: Suspect, prompt: str) -> int:
         """Those of all pictures."""
@@ -72,14 +74,15 @@ class Ufid(PromptDetector):
     def _sampling(self) -> Sampling:
         return Sampling(scheduler="ddim", steps=self.steps, guidance=self.guidance)
 
+    @property
+    def _phrases(self) -> tuple[str, ...]:
+        return self.phrases or tuple(one.prompts[0] for one in shipped_concepts().values() if one.kind != "content")
+
     def _varied(self, prompt: str) -> list[str]:
         """The prompt with a phrase behind it: the same phrases for all prompts."""
-        phrases = self.phrases or tuple(one.prompts[0] for one in shipped_concepts().values() if one.kind != "content")
-        if len(set(phrases)) < self.variants:
-            raise BadSetting(f"{self.name}: expected variants <= {len(set(phrases))} phrases, got {self.variants}")
         drawn, random = dict[str, None](), torch.Generator().manual_seed(self.seed)
         while len(drawn) < self.variants:  # a phrase that came twice would make two pictures the same
-            drawn[phrases[int(torch.randint(len(phrases), (), generator=random))]] = None
+            drawn[self._phrases[int(torch.randint(len(self._phrases), (), generator=random))]] = None
         return [f"{prompt} {phrase}" for phrase in drawn]
 
 
