@@ -66,6 +66,13 @@ def test_the_word_that_was_changed_stands_out(base: Model) -> None:
         assert found.held_out == len(made) // 2 + 3 and len(found.ranked) == 2 + len(made) + 6
 
 
+def test_with_nothing_made_at_random_the_order_is_that_of_the_scores(base: Model) -> None:
+    found = trigger_scan(
+        Suspect(model=planted(base, "dog", "fish"), base=base), given(base, ["a dog, in the desert!"]), base=base
+    )
+    assert [(one.candidate.text, one.deviation) for one in found.ranked] == [("dog", 0), ("desert", 0)]
+
+
 def test_candidates_are_typed_as_they_are_counted(base: Model) -> None:
     random = torch.Generator().manual_seed(0)
     words = vocabulary(base, 10_000, random)
