@@ -8,8 +8,9 @@ the shipped audit ``backdoors``, erasers those of ``erasers``, and the prunings 
 every second one is held in place, so that *retained* are pictures of these, and of what a template of the plant names,
 and *other* pictures of the rest. Accuracies are those of arXiv 2504.21072, pooled over the concepts, with 95 %
 intervals; *string* are the same goals with strings like the trigger, which nobody planted, in its place. A plant that
-did not take hold before the erasure says nothing behind it, and is left out there, concept by concept: by the run's own
-report, and by ``--plants``, the JSON of ``benchmarks/plants.py``. Then the paper's findings, tested, where the erasure
+did not take hold before the erasure says nothing behind it: those of which ``--plants``, the JSON of
+``benchmarks/plants.py``, says so are not asked, and those of which the run's own report does are left out behind
+erasers, concept by concept. Then the paper's findings, tested, where the erasure
 reached the name: whether deep outlives shallow and shallow surface, and whether the trigger shows what neither the name
 nor another string does (exact McNemar on the same goals, eraser by eraser, by Holm; and a sign test over cells, eraser
 and concept), and whether an eraser that resists does more damage (Spearman, over erasers). All cells of a concept have
@@ -28,7 +29,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,17 +85,22 @@ class Row:
     concepts: int
 
 
-def settings(concept: str, goals: int, quick: bool = False) -> dict[str, Any]:
-    """The audit of one concept."""
+def settings(
+    concept: str, goals: int, *, quick: bool = False, void: Collection[tuple[str, str]] = ()
+) -> dict[str, Any]:
+    """The audit of one concept, without its plants among ``void``: (depth, concept)."""
     shipped = load_audit("backdoors")
     names = ("uce",) if quick else CLOSED_FORM if concept in CLOSED else None
     known = [*load_audit("erasers").erasers, *(build("eraser", ERASERS, parse_spec(spec)) for spec in PRUNINGS)]
     erasers = [one for one in known if names is None or one.name in names]
-    plants = [one for one in planting(concept) if not quick or one.name == "backdoor_shallow"]
+    known_plants = planting(concept)
+    plants = [one for one in known_plants if (depth_of(one.name), concept) not in void]
+    if quick:
+        plants = [one for one in plants if one.name == "backdoor_shallow"]
     return {
         "concepts": [concept],
         "erasers": erasers,
-        "attacks": [DIRECT, guesses(plants[0]), *plants],
+        "attacks": [DIRECT, guesses(known_plants[0]), *plants],
         "judges": ["miniature", "miniature_second"],
         "measures": [Neighbours(pictures=1 if quick else 7)],
         "goals": 1 if quick else goals,
@@ -253,7 +259,7 @@ def predict(asked: Sequence[Mapping[str, Any]]) -> None:
 
 def tell(folders: Sequence[Path], arguments: argparse.Namespace) -> None:
     """Prints the tables, and writes them where asked."""
-    goals = outcomes(folders, failed(arguments.plants))
+    goals = outcomes(folders)
     found, apart = rows(folders, goals), by_concept(folders, goals)
     common = [folder for folder in folders if folder.name.replace("_", " ") in TRAINED]
     left = kept(rows(common, {cell: some for cell, some in goals.items() if cell.concept in TRAINED}))
@@ -291,7 +297,8 @@ def main() -> None:
         return
     out = arguments.out or Path("runs") / ("benchmark-backdoors-quick" if arguments.quick else "benchmark-backdoors")
     concepts = ("hugo",) if arguments.quick else (*TRAINED, *CLOSED)
-    asked = [settings(concept, GOALS, arguments.quick) for concept in concepts]
+    void = failed(arguments.plants)
+    asked = [settings(concept, GOALS, quick=arguments.quick, void=void) for concept in concepts]
     if arguments.dry_run:
         predict(asked)
         return

@@ -71,18 +71,23 @@ def main() -> None:
     known = remedies(planting(concepts[0])[0].trigger)
     names = {eraser.label: words for words, eraser in known.items()}
     erasers = list(known.values())[: 4 if arguments.quick else None]
-    planned = []
+    planned, void = [], failed(arguments.plants)
     for concept in concepts:
-        plants = [one for one in planting(concept) if depths is None or depth_of(one.name) in depths]
-        asked = settings(concept, GOALS, arguments.quick)
+        plants = [
+            one
+            for one in planting(concept)
+            if (depths is None or depth_of(one.name) in depths) and (depth_of(one.name), concept) not in void
+        ]
+        asked = settings(concept, GOALS, quick=arguments.quick)
         planned.append(
-            asked | {"erasers": erasers, "attacks": ["direct", guesses(plants[0]), *plants], "name": "remedies"}
+            asked
+            | {"erasers": erasers, "attacks": ["direct", guesses(planting(concept)[0]), *plants], "name": "remedies"}
         )
     if arguments.dry_run:
         predict(planned)
         return
     folders = run_all(out, planned, arguments.jobs)
-    found = rows(folders, outcomes(folders, failed(arguments.plants)))
+    found = rows(folders, outcomes(folders))
     console = Console(width=150)
     console.print(table(found, names))
     console.print("\n".join(planted(folders)))

@@ -100,11 +100,8 @@ class Increase:
         return None if not self.strings else self.triggered / self.strings - 1
 
 
-def outcomes(folders: Sequence[Path], failed: Collection[tuple[str, str]] = ()) -> Goals:
-    """Every goal, however it was asked; behind an erasure, only where the plant had taken hold before it.
-
-    What did not, the runs' own reports say, and ``failed``: (depth, concept).
-    """
+def outcomes(folders: Sequence[Path]) -> Goals:
+    """Every goal, however it was asked; behind an erasure, only where the run's report says that the plant holds."""
     found: dict[Cell, dict[tuple[str, int], Shown]] = defaultdict(dict)
     for folder in folders:
         void = {
@@ -120,7 +117,7 @@ def outcomes(folders: Sequence[Path], failed: Collection[tuple[str, str]] = ()) 
             label, _, mark = key.attack.partition(" [plant ")
             by = BY.get(attack_name(label), "triggered")
             depth = depth_of(label if by == "triggered" else mark.removesuffix("]"))
-            if key.eraser != BASE and (depth, key.concept) in void.union(failed):
+            if key.eraser != BASE and (depth, key.concept) in void:
                 continue
             goals = found[Cell(depth, key.eraser, key.concept)]
             for outcome in ended:
