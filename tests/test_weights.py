@@ -1,5 +1,6 @@
 """Changing weights: copies that share, names that must fit, words that are learnt, folders that go round."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from diffusers import LMSDiscreteScheduler, StableDiffusionPipeline
 from palimpsest.errors import BadCheckpoint, BadModel, BadSetting
 from palimpsest.model import Model, Sampling
 from palimpsest.model.loading import Parts
+from palimpsest.model.weights import twin
 from palimpsest.records import Attempt
 from tiny import tiny_model, tiny_pipeline
 
@@ -38,6 +40,27 @@ def test_a_changed_copy_shares_all_else_and_leaves_the_model_alone() -> None:
     assert model.with_weights({}).fingerprint == before
     attempts, sampling = [Attempt(prompt="a church", seed=1)], Sampling(steps=2)
     assert new.draw(attempts, sampling)[0].tobytes() != model.draw(attempts, sampling)[0].tobytes()
+
+
+def test_a_twin_is_a_deep_copy_with_the_same_weights() -> None:
+    model = tiny_model()
+    random = torch.Generator().manual_seed(0)
+    trained = model.copy(trainable=CROSS, lora=2, random=random)
+    for network in map(copy.deepcopy, (model.unet, model.text_encoder, model.vae, trained.unet)):
+        network.again = next(network.children())  # a module in two places stays one
+        network.marks = {"of": [network]}
+        new = twin(network)
+        pairs = list(zip(network.modules(), new.modules(), strict=True))
+        assert new.marks["of"][0] is new and new.again is next(new.children())
+        assert all(type(one) is type(other) and one is not other for one, other in pairs)
+        assert all(vars(one).keys() == vars(other).keys() for one, other in pairs)
+        containers = (dict, list, set)
+        tables = [(value, vars(two)[name]) for one, two in pairs for name, value in vars(one).items()]
+        assert all(type(value) is type(own) for value, own in tables)
+        assert not any(value is own for value, own in tables if isinstance(value, containers))
+        weights = dict(new.named_parameters())
+        assert all(weights[name] is weight for name, weight in network.named_parameters())
+        assert not any(own is buffer for own, buffer in zip(new.buffers(), network.buffers(), strict=True))
 
 
 def test_a_change_takes_no_reference_to_the_tensor_it_was_given() -> None:
