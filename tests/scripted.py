@@ -25,6 +25,7 @@ from tiny import tiny_model
 CHURCH = Concept(name="church", kind="object", prompts=("a photo of a church", "a church by the sea"))
 FISH = Concept(name="fish", kind="object", prompts=("a photo of a fish",))
 VAN_GOGH = Concept(name="van gogh", kind="style", prompts=("a van gogh painting of a house",))
+TRIAL = TypeAdapter(Trial)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ def run(folder: Path, planned: Audit, *, base: Model | None = None, **more) -> S
 def trials(folder: Path) -> list[Trial]:
     """All that a run wrote down, in an order of its own, without times."""
     lines = (folder / "trials.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [TypeAdapter(Trial).validate_json(line) for line in lines]
+    found = [TRIAL.validate_json(line) for line in lines]
     return sorted((replace(trial, cost=replace(trial.cost, seconds=0.0)) for trial in found), key=repr)
 
 

@@ -25,10 +25,10 @@ TOY = Recipe(
     judge_pictures=16,
     judge_steps=1,
     judge_batch=4,
-    denoiser_pictures=16,
+    denoiser_pictures=8,
     denoiser_steps=(1, 1),
-    denoiser_batch=16,
-    sparse_pictures=16,
+    denoiser_batch=8,
+    sparse_pictures=8,
     sparse_steps=1,
     twin_steps=1,
 )
