@@ -106,7 +106,7 @@ def _as(model: Network, kind: type[ModelT]) -> ModelT:
 
 
 def twin(network: nn.Module) -> nn.Module:
-    """What ``copy.deepcopy`` gives, but for the weights, which are shared; in about a third of its time.
+    """What ``copy.deepcopy`` gives, but for the weights, which are shared; in a third of its time or less (``benchmarks/copies.py``).
 
     Nearly all that it would visit are numbers and empty tables of hooks, a dozen to a module.
     """
