@@ -106,9 +106,10 @@ def _as(model: Network, kind: type[ModelT]) -> ModelT:
 
 
 def twin(network: nn.Module) -> nn.Module:
-    """What ``copy.deepcopy`` gives, but for the weights, which are shared; in a third of its time or less (``benchmarks/copies.py``).
+    """What ``copy.deepcopy`` gives, but for the weights, which are shared; in a third of its time or less.
 
-    Nearly all that it would visit are numbers and empty tables of hooks, a dozen to a module.
+    Nearly all that it would visit are numbers and empty tables of hooks, a dozen to a module. Measured by
+    ``benchmarks/copies.py``.
     """
     memo: dict[int, Any] = {id(weight): weight for weight in network.parameters()}
     modules = [module for module in network.modules() if not hasattr(type(module), "__deepcopy__")]
