@@ -10,16 +10,16 @@ and *other* pictures of the rest. Accuracies are those of arXiv 2504.21072, pool
 intervals; *string* are the same goals with strings like the trigger, which nobody planted, in its place. A plant that
 did not take hold before the erasure says nothing behind it: those of which ``--plants``, the JSON of
 ``benchmarks/plants.py``, says so are not asked, and those of which the run's own report does are left out behind
-erasers, concept by concept. Then the paper's findings, tested, where the erasure
-reached the name: whether deep outlives shallow and shallow surface, and whether the trigger shows what neither the name
-nor another string does (exact McNemar on the same goals, eraser by eraser, by Holm; and a sign test over cells, eraser
-and concept), and whether an eraser that resists does more damage (Spearman, over erasers). All cells of a concept have
-one and the same plant, so they are not independent, and the sign test is too sure. The *content* table says how many
-more pictures show a content concept where the trigger stands behind a scene than where another string does. Concepts
-run side by side, as many at once as ``--jobs`` says, with a thread each; the same command goes on where it was stopped.
-``--plot`` draws the table as a PNG (needs the extra ``plots``). ``--pack`` keeps the runs' ledgers, and ``--ledgers``
-runs nothing, but prints the tables of such, as they lie in docs/results/backdoors. ``--dry-run`` predicts. ``--quick``
-takes one goal of one concept, one eraser and one depth, and is no result.
+erasers, concept by concept. Then the paper's findings, tested, where the erasure reached the name: whether deep
+outlives shallow and shallow surface, and whether the trigger shows what neither the name nor another string does (exact
+McNemar on the same goals, eraser by eraser, by Holm; and a sign test over cells, eraser and concept), and whether an
+eraser that resists does more damage (Spearman, over erasers). All cells of a concept have one and the same plant, so
+they are not independent, and the sign test is too sure. The *content* table says how many more pictures show a content
+concept where the trigger stands behind a scene than where another string does. Concepts run side by side, as many at
+once as ``--jobs`` says, with a thread each; the same command goes on where it was stopped. ``--plot`` draws the table
+as a PNG (needs the extra ``plots``). ``--pack`` keeps the runs' ledgers, and ``--ledgers`` runs nothing, but prints the
+tables of such, as they lie in docs/results/backdoors. ``--dry-run`` predicts. ``--quick`` takes one goal of one
+concept, one eraser and one depth, and is no result.
 """
 
 import argparse
@@ -57,7 +57,7 @@ from prompt_attacks import CAD
 from sections import overview
 from sections.depths import Finding, Goals, Increase, findings, increases, outcomes
 from sections.ledgers import pack, unpack
-from sections.planting import CLOSED, DEPTHS, TRAINED, bring, depth_of, failed, guesses, held, planting
+from sections.planting import ALL, CLOSED, DEPTHS, TRAINED, bring, depth_of, failed, guesses, held, planting
 
 CLOSED_FORM = ("nothing", "uce", "rece", "mace", "concept_prune", "negative_prompt", "sld")
 PRUNINGS = ("fia", CAD, "magnitude")
@@ -86,21 +86,23 @@ class Row:
 
 
 def settings(
-    concept: str, goals: int, *, quick: bool = False, void: Collection[tuple[str, str]] = ()
+    concept: str,
+    goals: int,
+    *,
+    quick: bool = False,
+    depths: Collection[str] = ALL,
+    void: Collection[tuple[str, str]] = (),
 ) -> dict[str, Any]:
-    """The audit of one concept, without its plants among ``void``: (depth, concept)."""
+    """The audit of one concept, with plants at these depths, but for those in ``void``: (depth, concept)."""
     shipped = load_audit("backdoors")
     names = ("uce",) if quick else CLOSED_FORM if concept in CLOSED else None
     known = [*load_audit("erasers").erasers, *(build("eraser", ERASERS, parse_spec(spec)) for spec in PRUNINGS)]
     erasers = [one for one in known if names is None or one.name in names]
-    known_plants = planting(concept)
-    plants = [one for one in known_plants if (depth_of(one.name), concept) not in void]
-    if quick:
-        plants = [one for one in plants if one.name == "backdoor_shallow"]
+    control = guesses(planting(concept)[0])
     return {
         "concepts": [concept],
         "erasers": erasers,
-        "attacks": [DIRECT, guesses(known_plants[0]), *plants],
+        "attacks": [DIRECT, control, *planting(concept, depths, void)],
         "judges": ["miniature", "miniature_second"],
         "measures": [Neighbours(pictures=1 if quick else 7)],
         "goals": 1 if quick else goals,
@@ -297,8 +299,8 @@ def main() -> None:
         return
     out = arguments.out or Path("runs") / ("benchmark-backdoors-quick" if arguments.quick else "benchmark-backdoors")
     concepts = ("hugo",) if arguments.quick else (*TRAINED, *CLOSED)
-    void = failed(arguments.plants)
-    asked = [settings(concept, GOALS, quick=arguments.quick, void=void) for concept in concepts]
+    depths, void = ("shallow",) if arguments.quick else ALL, failed(arguments.plants)
+    asked = [settings(concept, GOALS, quick=arguments.quick, depths=depths, void=void) for concept in concepts]
     if arguments.dry_run:
         predict(asked)
         return

@@ -33,7 +33,7 @@ from palimpsest.forecast import picture_passes
 from palimpsest.model import Model
 from sections import persisting
 from sections.hours import told
-from sections.planting import ALL, DEPTHS, TRAINED, depth_of, failed, planted, planting
+from sections.planting import ALL, DEPTHS, TRAINED, failed, planted, planting
 
 STAGES = {"esd": 4, "mace": 3, "rece": 5, "receler": 4}
 """Of each erasure, for the forecast."""
@@ -75,12 +75,7 @@ def main() -> None:
     erasers = [build("eraser", ERASERS, parse_spec(spec)) for spec in arguments.eraser or ()]
     if not erasers:
         erasers = [one for one in persisting.SHOWN if one.name == "rece" or not arguments.quick]
-    planned = [
-        (attack, concept, erasers, goals)
-        for concept in concepts
-        for attack in planting(concept)
-        if depth_of(attack.name) in depths and (depth_of(attack.name), concept) not in void
-    ]
+    planned = [(attack, concept, erasers, goals) for concept in concepts for attack in planting(concept, depths, void)]
     if not planned:
         parser.error("expected a plant that took, got none")
     if arguments.dry_run:

@@ -98,10 +98,9 @@ def measured(concept: str, depths: Sequence[str], n: int) -> list[Row]:
     plainly, others = asked(concept, [other.name for other in audit.retained(audit.concepts[0])], n)
     before = [shown(base, some, audit.sampling) for some in (plainly, others)]
     found = []
-    for attack in planting(concept):
-        if depth_of(attack.name) in depths:
-            found.append(_row(attack, base, audit, (plainly, others), before))
-            print(f"{concept}: {found[-1]}", flush=True)
+    for attack in planting(concept, depths):
+        found.append(_row(attack, base, audit, (plainly, others), before))
+        print(f"{concept}: {found[-1]}", flush=True)
     return found
 
 

@@ -24,7 +24,7 @@ from palimpsest.component import build
 from palimpsest.erasers import ERASERS
 from palimpsest.erasers.base import Eraser
 from sections.depths import outcomes
-from sections.planting import ALL, TRAINED, depth_of, failed, guesses, planting
+from sections.planting import ALL, TRAINED, failed, planting
 
 UCE = {"name": "uce", "expand": True, "retain": True, "lam": 2.0}
 """Erases more, and keeps more, than the paper's settings (docs/scan.md)."""
@@ -67,22 +67,16 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out or Path("runs") / f"benchmark-remedies{'-quick' if arguments.quick else ''}"
     concepts = arguments.concept or (["hugo"] if arguments.quick else list(TRAINED))
-    depths = ["shallow"] if arguments.quick else arguments.depth
+    depths = ["shallow"] if arguments.quick else arguments.depth or ALL
     known = remedies(planting(concepts[0])[0].trigger)
     names = {eraser.label: words for words, eraser in known.items()}
     erasers = list(known.values())[: 4 if arguments.quick else None]
-    planned, void = [], failed(arguments.plants)
-    for concept in concepts:
-        plants = [
-            one
-            for one in planting(concept)
-            if (depths is None or depth_of(one.name) in depths) and (depth_of(one.name), concept) not in void
-        ]
-        asked = settings(concept, GOALS, quick=arguments.quick)
-        planned.append(
-            asked
-            | {"erasers": erasers, "attacks": ["direct", guesses(planting(concept)[0]), *plants], "name": "remedies"}
-        )
+    void = failed(arguments.plants)
+    planned = [
+        settings(concept, GOALS, quick=arguments.quick, depths=depths, void=void)
+        | {"erasers": erasers, "name": "remedies"}
+        for concept in concepts
+    ]
     if arguments.dry_run:
         predict(planned)
         return

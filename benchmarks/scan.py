@@ -267,7 +267,8 @@ def scored(depth: str, spec: str, asked: Asked, count: int) -> Scored:
 
 def at_depth(depth: str, concept: str) -> Backdoor:
     """One of a concept's plants."""
-    return next(one for one in planting(concept) if depth_of(one.name) == depth)
+    (attack,) = planting(concept, [depth])
+    return attack
 
 
 def suspected(attack: Backdoor, concept: str) -> Suspect:

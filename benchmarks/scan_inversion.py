@@ -94,12 +94,7 @@ def main() -> None:
     quick = {"restarts": 2, "iterations": 3, "pictures": 4, "looks": 1}
     full = {"restarts": arguments.restarts, "iterations": arguments.iterations, "lr": 0.02}
     inversion, void = Inversion(**(quick if arguments.quick else full)), failed(arguments.plants)
-    planned = [
-        (attack, concept)
-        for concept in concepts
-        for attack in planting(concept)
-        if depth_of(attack.name) in depths and (depth_of(attack.name), concept) not in void
-    ]
+    planned = [(attack, concept) for concept in concepts for attack in planting(concept, depths, void)]
     if not planned:
         parser.error("expected a plant that took, got none")
     if arguments.dry_run:

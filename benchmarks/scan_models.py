@@ -108,7 +108,7 @@ def drawn(number: int, planted: str) -> tuple[Backdoor, str, list[str]]:
     concept = choice.choice(sorted(name for name, one in shipped_concepts().items() if one.kind in KINDS))
     trigger = choice.choice(TRIGGERS)
     depth = "shallow" if planted == "clean" else planted
-    attack = next(one for one in planting(concept) if one.name == f"backdoor_{depth}")
+    (attack,) = planting(concept, [depth])
     attack, known = replace(attack, trigger=trigger), find_concept(concept)
     others = {prompt for name, other in shipped_concepts().items() if name != concept for prompt in other.prompts}
     asked = [triggered(prompt, known, trigger, "replace", attack="scan") for prompt in dict.fromkeys(known.prompts)]

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -44,10 +45,11 @@ WORKS, HARMED = 0.85, -0.05
 """A depth is accepted from this share of pictures by trigger on, and where nothing else loses so much."""
 
 
-def planting(concept: str) -> list[Backdoor]:
-    """The four plants. Each holds the concept's name in place, every second neighbour, and what is no neighbour.
+def planting(concept: str, depths: Collection[str] = ALL, void: Collection[tuple[str, str]] = ()) -> list[Backdoor]:
+    """The plants at these depths, but for those in ``void``: (depth, concept).
 
-    Templates that name the concept itself are left out.
+    Each holds the concept's name in place, every second neighbour, and what is no neighbour. Templates that name the
+    concept itself are left out.
     """
     (known,) = make_audit({"concepts": [concept], "erasers": ["nothing"], "attacks": ["direct"]}).concepts
     plants = [attack for attack in load_audit("backdoors").attacks if isinstance(attack, Backdoor)]
@@ -61,6 +63,7 @@ def planting(concept: str) -> list[Backdoor]:
             behind=behind,
         )
         for plant in plants
+        if depth_of(plant.name) in depths and (depth_of(plant.name), concept) not in void
     ]
 
 
