@@ -80,9 +80,10 @@ class Ufid(PromptDetector):
 
     def _varied(self, prompt: str) -> list[str]:
         """The prompt with a phrase behind it: the same phrases for all prompts."""
+        phrases = self._phrases
         drawn, random = dict[str, None](), torch.Generator().manual_seed(self.seed)
         while len(drawn) < self.variants:  # a phrase that came twice would make two pictures the same
-            drawn[self._phrases[int(torch.randint(len(self._phrases), (), generator=random))]] = None
+            drawn[phrases[int(torch.randint(len(phrases), (), generator=random))]] = None
         return [f"{prompt} {phrase}" for phrase in drawn]
 
 
